@@ -1,0 +1,3 @@
+module bj
+
+go 1.26
