@@ -1,0 +1,145 @@
+// Package event holds what happens during a run as values: the stream that bj
+// test --json writes, and from which terminal, JUnit, reports and runbooks are
+// made. It also holds recorded results.
+package event
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Schema names the stream's format; a change of meaning raises its number.
+const Schema = "bj.events/1"
+
+// The names of events, in the order in which a recipe meets them.
+const (
+	Start              = "start"
+	Note               = "note" // words for people about the recipe: production is contacted, limits are missing
+	Build              = "build"
+	Lease              = "lease"
+	Sealed             = "sealed"
+	CanaryTried        = "canary"
+	StepStarted        = "step_started"
+	OutputWritten      = "output"
+	StepFinished       = "step_finished"
+	FaultDone          = "fault"
+	ValidationStarted  = "validation_started"
+	ValidationFinished = "validation_finished"
+	BlockedSeen        = "blocked"
+	UsedCounted        = "used"
+	Released           = "released"
+	VerdictGiven       = "verdict"
+	End                = "end"
+)
+
+// Phases of a validation.
+const (
+	PhaseEmpty   = "empty"
+	PhaseBetween = "between"
+	PhaseFinal   = "final"
+)
+
+// Verdicts.
+const (
+	Recovered    = "recovered"
+	NotRecovered = "not recovered"
+	Errored      = "error"
+)
+
+// Event is one line of the stream. Event says which of the other fields are
+// there; those that follow the common ones belong to the event of that name.
+type Event struct {
+	Event    string    `json:"event"`
+	Time     time.Time `json:"time,omitzero"`
+	Recipe   string    `json:"recipe,omitempty"`
+	Supplier string    `json:"supplier,omitempty"` // label of the supplying recipe whose event it is
+	Machine  string    `json:"machine,omitempty"`
+	Step     string    `json:"step,omitempty"` // title of the step, validation or fault
+	Seconds  *float64  `json:"seconds,omitempty"`
+
+	Schema  string `json:"schema,omitempty"`  // start
+	Version string `json:"version,omitempty"` // start
+
+	Text string `json:"text,omitempty"` // output, note, build
+
+	Stream string `json:"stream,omitempty"` // output: stdout or stderr
+	Exit   *int   `json:"exit,omitempty"`   // step_finished, end
+
+	Held  *bool  `json:"held,omitempty"`  // canary, validation_finished
+	Probe string `json:"probe,omitempty"` // canary
+	Phase string `json:"phase,omitempty"` // validation_started, validation_finished
+
+	*Blocked
+	*Used
+	*Verdict
+	*Totals
+}
+
+// Blocked is the body of a blocked event. Its unknown parts are null.
+type Blocked struct {
+	Process     *Process    `json:"process"`
+	Protocol    string      `json:"protocol"`
+	Destination Destination `json:"destination"`
+	Service     *string     `json:"service"`
+	Allow       string      `json:"allow"` // the line that would open it
+	ClosesCycle []string    `json:"closes_cycle"`
+	Mattered    *bool       `json:"mattered"`
+	Count       int64       `json:"count"`
+}
+
+// Process is the process behind a blocked attempt.
+type Process struct {
+	PID  int      `json:"pid"`
+	Exe  string   `json:"exe"`
+	Argv []string `json:"argv"`
+	Unit string   `json:"unit"`
+}
+
+// Destination is where a blocked attempt wanted to go.
+type Destination struct {
+	Address string  `json:"address"`
+	Port    int     `json:"port"`
+	Name    *string `json:"name"`
+}
+
+// Used is the body of a used event: how often a condition was used.
+type Used struct {
+	Allow string `json:"allow"`
+	File  string `json:"file"`
+	Line  int    `json:"line"`
+	Count int64  `json:"count"`
+	Bytes int64  `json:"bytes"`
+}
+
+// Verdict is the body of a verdict event.
+type Verdict struct {
+	Verdict string   `json:"verdict"`
+	Code    *string  `json:"code"`
+	Reason  string   `json:"reason"`
+	Root    string   `json:"root"`
+	Failed  *Failed  `json:"failed"`
+	Hint    string   `json:"hint,omitempty"`
+	Free    []string `json:"free,omitempty"`   // what came for free
+	Except  []string `json:"except,omitempty"` // manual steps that could not be tested
+}
+
+// Failed says what failed.
+type Failed struct {
+	Kind    string `json:"kind"` // step, validation, daemon, timeout
+	Title   string `json:"title"`
+	Machine string `json:"machine"`
+}
+
+// Totals is the body of the end event, with Exit.
+type Totals struct {
+	Recovered    int `json:"recovered"`
+	NotRecovered int `json:"not_recovered"`
+	Errors       int `json:"errors"`
+}
+
+// Sink takes events in order. It must not block for long, and must not keep
+// what an event points to beyond the call without copying.
+type Sink func(Event)
+
+// Marshal encodes e as one line, without its end.
+func Marshal(e Event) ([]byte, error) { return json.Marshal(e) }

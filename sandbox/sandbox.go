@@ -1,0 +1,253 @@
+// Package sandbox is the vocabulary of sealed environments: what a provider
+// leases, what is sealed, what runs there, and what was seen. It makes no
+// system call; sandbox/ns is the embedded provider, and sandbox/sandboxtest
+// holds what every provider must satisfy.
+//
+//	Provider      leases environments
+//	Spec          what is asked for: machines, files, policy, supply
+//	Environment   one recipe's machines, their network and the seal
+//	Machine       runs commands, is crashed
+//	Policy        what is open; everything else is dark
+//	Flow          attempts that the seal blocked
+//	Use           how often a condition was used
+//	Canary        something that was tried from inside and must not work
+//
+// The order is fixed: Lease, Seal, Canaries, any number of commands, Canaries,
+// Release. Nothing of the recipe runs before Seal has returned. An Environment
+// has one owner, who calls Release exactly once; if that process dies, the
+// environment dies with it, and Reap in a later process removes what is left.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"bj/fleet"
+)
+
+// Provider leases environments.
+type Provider interface {
+	// Name is what --sandbox calls it.
+	Name() string
+	// Check reports whether this host can run it at all: an *Error with what
+	// is missing and what mends it, or nil.
+	Check(ctx context.Context) error
+	// Lease makes fresh machines, stages the files of spec, and stops before
+	// anything of the recipe could run. A partial lease is undone.
+	Lease(ctx context.Context, spec Spec) (Environment, error)
+	// Reap removes what environments without a living owner have left, and
+	// says what that was. It never touches those of a living owner.
+	Reap(ctx context.Context) (removed []string, err error)
+}
+
+// Spec is what is asked of a provider.
+type Spec struct {
+	Owner    string        // the recipe's label, for people
+	Deadline time.Time     // after it the provider may destroy the lease; zero means none
+	Machines []MachineSpec // in order
+	Policy   Policy
+	// Dial is the only way out: the relay calls it for each new connection that
+	// Policy allows, and the machine's handshake completes only if it returns
+	// without an error. Network is "tcp", "udp" or "icmp". The connection must
+	// have a File method, as those of package net do: its descriptor goes to
+	// the gateway. Nil means that nothing is relayed.
+	Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+}
+
+// MachineSpec is one machine of a Spec.
+type MachineSpec struct {
+	Name   string // host name
+	CPUs   int
+	Memory int64 // bytes
+	Disk   int64 // bytes
+	Image  *fleet.Image
+	V4, V6 netip.Addr
+	Files  []File
+}
+
+// File is something staged on a machine before the seal closes: bytes, or a
+// file or tree of the host, which the machine sees as it is but cannot change
+// on the host.
+type File struct {
+	Path     string // absolute, on the machine; "/" for a tree that is laid over the root
+	Mode     uint32
+	Content  []byte
+	Source   string // path on the host, instead of Content
+	Tree     bool   // Source is a folder
+	ReadOnly bool   // the machine need not be able to change it: a program, say
+}
+
+// Policy is what is open. Everything else is dark, on every interface.
+type Policy struct {
+	// Internal ports are open within and between the machines of the
+	// environment, on their addresses and on loopback, in IPv4 and IPv6.
+	Internal []fleet.Ports
+	// Allows are opened beside that, each on its own.
+	Allows []Allow
+}
+
+// Allow opens one protocol to one set of addresses and ports, outwards. An
+// address of loopback is the machine's own loopback, one of a machine in the
+// environment is that machine, every other goes through the relay.
+type Allow struct {
+	Condition int      // index into the recipe's conditions, for Use
+	Machines  []string // from which machines; all if empty
+	Protocol  string   // "tcp", "udp" or "icmp"
+	Prefix    netip.Prefix
+	First     uint16 // ports, both included; 0 for icmp
+	Last      uint16
+}
+
+// Environment is a leased set of machines.
+type Environment interface {
+	Name() string // the lease's name; everything it owns carries it
+	Root() string // what the machines run on, for the verdict: "host Debian 12 (bookworm)"
+	// Free lists what came for free, beyond files that the Spec put there:
+	// "names: hosts file", "clock: the host's". See the third honesty rule.
+	Free() []string
+	Machines() []Machine
+	// Seal closes the environment to what Policy says; connections made before
+	// do not survive it. It can be called again with a narrower policy.
+	Seal(ctx context.Context, p Policy) error
+	// Canaries tries from inside every machine what must not work.
+	Canaries(ctx context.Context) ([]Canary, error)
+	// Blocked returns all attempts that the seal blocked so far, the same ones
+	// counted together, in order of first sight, without those of canaries.
+	Blocked(ctx context.Context) ([]Flow, error)
+	// Used returns how often each condition of the policy was used so far.
+	Used(ctx context.Context) ([]Use, error)
+	// Rules returns the packet filter's rules as applied, as text.
+	Rules(ctx context.Context) (string, error)
+	// Dial connects from outside to an address inside, for environments that
+	// supply others. Network is as in Spec.Dial.
+	Dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	// Lost is closed when the environment has died without being released.
+	Lost() <-chan struct{}
+	// Release destroys everything. It may be called more than once.
+	Release(ctx context.Context) error
+}
+
+// Machine runs commands.
+type Machine interface {
+	Name() string
+	// Start runs c. Output is called from one goroutine at a time, in order,
+	// also after the command has ended as long as a child of it writes.
+	Start(ctx context.Context, c Command, output func(Stream, []byte)) (Process, error)
+	// KillUnit kills every process of the unit with SIGKILL and returns how
+	// many there were.
+	KillUnit(ctx context.Context, unit string) (int, error)
+	// Crash ends the machine as a power failure would: at once, and for good.
+	Crash(ctx context.Context) error
+	// Lost is closed when the machine is gone: crashed, or dead by itself.
+	Lost() <-chan struct{}
+}
+
+// Stream says where a command wrote.
+type Stream string
+
+const (
+	Stdout Stream = "stdout"
+	Stderr Stream = "stderr"
+)
+
+// Command is one thing to run: Script by /bin/sh -e in a fresh shell, or Argv
+// itself. It starts in the user's home folder (/root), without input.
+type Command struct {
+	Script string
+	Argv   []string
+	Env    map[string]string
+	User   string // "" means root
+	// Unit names the process group that the command and all that it starts
+	// belong to. Commands of the same unit share it.
+	Unit string
+}
+
+// Process is a command that was started.
+type Process interface {
+	// Wait returns when the command itself has ended and everything that it
+	// wrote until then was given to output; its children may live on. An error
+	// means that its end is not known: the machine is lost, or ctx is done.
+	Wait(ctx context.Context) (Exit, error)
+	// Kill kills the command and all that it started, whatever its unit does.
+	Kill(ctx context.Context) error
+	// Done is closed when Wait would return at once.
+	Done() <-chan struct{}
+}
+
+// Exit is how a command ended.
+type Exit struct {
+	Code   int    // exit code; 128+n if signal n ended it
+	Signal string // "SIGKILL"; empty if it exited by itself
+	OOM    bool   // the machine's memory limit ended it
+}
+
+// Canary is one probe of the seal.
+type Canary struct {
+	Machine string
+	Probe   string // what was tried: "tcp 192.0.2.1:443"
+	Held    bool   // it went nowhere, and was seen to be stopped
+	Detail  string // what was seen, if it did not hold
+}
+
+// Flow is a blocked attempt: equal ones are one Flow.
+type Flow struct {
+	Machine     string
+	Interface   string // "lo" for what stayed inside the machine, "eth0" otherwise
+	Protocol    string // "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc"
+	Source      netip.AddrPort
+	Destination netip.AddrPort // port 0 where the protocol has none
+	Name        string         // the name that had been asked for, if any
+	Origin      *Origin        // nil if not known
+	Count       int64
+	First, Last time.Time
+}
+
+// Origin is the process behind a Flow.
+type Origin struct {
+	PID     int
+	Exe     string
+	Argv    []string
+	Unit    string
+	Parents []string
+}
+
+// Use is how often a condition was used.
+type Use struct {
+	Condition int
+	Count     int64 // connections, or packets where there are none
+	Bytes     int64
+}
+
+// Code says what kind of failure of the environment an Error is; it becomes
+// the code of the verdict.
+type Code string
+
+const (
+	CodeLease     Code = "lease"     // no machine could be had
+	CodeLimits    Code = "limits"    // the host cannot keep a limit that the recipe asks for
+	CodeLeak      Code = "leak"      // the seal was seen not to hold
+	CodeCondition Code = "condition" // an allowed endpoint does not answer
+	CodeSupply    Code = "supply"    // a supplier cannot be brought up
+)
+
+// Error is a failure of the environment rather than of the recipe.
+type Error struct {
+	Code Code
+	Err  error
+	Hint string // what mends it
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// AsError returns the *Error in err's chain, or wraps err as one of code.
+func AsError(err error, code Code) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Code: code, Err: err}
+}
