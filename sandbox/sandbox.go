@@ -251,3 +251,15 @@ func AsError(err error, code Code) *Error {
 	}
 	return &Error{Code: code, Err: err}
 }
+
+// Tool is a program that a recipe brings.
+type Tool = fleet.Tool
+
+// Stager makes a recipe's tools into files, building and fetching what is not
+// in its cache. Tools are independent, and may be made in parallel.
+type Stager interface {
+	// Stage returns the files that put the tools on PATH of a machine. Progress
+	// takes words for people; it may be called from several goroutines. An error
+	// names the tool.
+	Stage(ctx context.Context, tools []Tool, progress func(string)) ([]File, error)
+}
