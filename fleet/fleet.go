@@ -93,6 +93,9 @@ type Service struct {
 	Listens  []Ports   `json:"listens"`
 	Pathways []Pathway `json:"pathways"` // in order; a service without endpoints has the one pathway "default"
 	Pos      diag.Pos  `json:"pos"`
+	// Stack is the way from Pos, at the top level of its module, through macros
+	// to the declaration itself; empty where there is no macro.
+	Stack []diag.Frame `json:"stack,omitempty"`
 }
 
 // Pathway returns the pathway of that name, or nil.
@@ -153,6 +156,8 @@ type Recipe struct {
 	Within     time.Duration  `json:"within"`
 	Estimate   *time.Duration `json:"estimate"`
 	Pos        diag.Pos       `json:"pos"`
+	// Stack is as for a Service.
+	Stack []diag.Frame `json:"stack,omitempty"`
 	// Modules are the files whose text went into the recipe, sorted: its own,
 	// and all that it loads, directly or not.
 	Modules []string `json:"modules"`
