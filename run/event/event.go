@@ -3,10 +3,7 @@
 // made. It also holds recorded results.
 package event
 
-import (
-	"encoding/json"
-	"time"
-)
+import "time"
 
 // Schema names the stream's format; a change of meaning raises its number.
 const Schema = "bj.events/1"
@@ -48,31 +45,33 @@ const (
 
 // Event is one line of the stream. Event says which of the other fields are
 // there; those that follow the common ones belong to the event of that name.
+// See MarshalJSON for what is written.
 type Event struct {
-	Event    string    `json:"event"`
-	Time     time.Time `json:"time,omitzero"`
-	Recipe   string    `json:"recipe,omitempty"`
-	Supplier string    `json:"supplier,omitempty"` // label of the supplying recipe whose event it is
-	Machine  string    `json:"machine,omitempty"`
-	Step     string    `json:"step,omitempty"` // title of the step, validation or fault
-	Seconds  *float64  `json:"seconds,omitempty"`
+	Event    string
+	Time     time.Time
+	Recipe   string
+	Supplier string // label of the supplying recipe whose event it is
+	Machine  string
+	Step     string   // title of the step, validation or fault
+	Seconds  *float64 // how long what this event ends has taken
 
-	Schema  string `json:"schema,omitempty"`  // start
-	Version string `json:"version,omitempty"` // start
+	Schema  string // start
+	Version string // start
 
-	Text string `json:"text,omitempty"` // output, note, build
+	Text string // output, note, build; lease: the environment's name
 
-	Stream string `json:"stream,omitempty"` // output: stdout or stderr
-	Exit   *int   `json:"exit,omitempty"`   // step_finished, end
+	Stream string // output: stdout or stderr
+	Exit   *int   // step_finished: nil while a daemon runs, or if its end is not known; end
+	Rules  string // sealed: the packet filter's rules as applied
 
-	Held  *bool  `json:"held,omitempty"`  // canary, validation_finished
-	Probe string `json:"probe,omitempty"` // canary
-	Phase string `json:"phase,omitempty"` // validation_started, validation_finished
+	Held  *bool  // canary, validation_finished
+	Probe string // canary
+	Phase string // validation_started, validation_finished
 
-	*Blocked
-	*Used
-	*Verdict
-	*Totals
+	Blocked *Blocked
+	Used    *Used
+	Verdict *Verdict
+	Totals  *Totals // end
 }
 
 // Blocked is the body of a blocked event. Its unknown parts are null.
@@ -141,5 +140,11 @@ type Totals struct {
 // what an event points to beyond the call without copying.
 type Sink func(Event)
 
-// Marshal encodes e as one line, without its end.
-func Marshal(e Event) ([]byte, error) { return json.Marshal(e) }
+// Tee gives each event to all sinks, in order.
+func Tee(sinks ...Sink) Sink {
+	return func(e Event) {
+		for _, s := range sinks {
+			s(e)
+		}
+	}
+}
