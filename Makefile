@@ -1,0 +1,76 @@
+# make test   everything that has to hold, on a fresh Debian machine with Go
+# make bench  each benchmark beside its baseline, from the same run
+# make build  the static program, bin/bj
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
+
+# What the tests need of Debian, and the programs by which it is seen that they
+# are there: the seal's rules are read back with nft, links with ip, lease times
+# are compared with bwrap, and the tests of --changed-since make a repository.
+PROGRAMS := nft ip bwrap git dpkg-deb
+PACKAGES := nftables iproute2 bubblewrap git dpkg
+
+.PHONY: build test bench setup fmt vet staticcheck govulncheck layout unit fleet
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bj ./cmd/bj
+
+test: setup fmt vet staticcheck govulncheck layout fleet unit
+
+# setup installs what is missing, and nothing where nothing is.
+setup:
+	@missing=; \
+	for p in $(PROGRAMS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "== setup: installing $(PACKAGES) (missing:$$missing)"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		$$sudo apt-get update -qq </dev/null && $$sudo apt-get install -qq -y --no-install-recommends $(PACKAGES) </dev/null >/dev/null; \
+	fi
+	@echo "== setup: $$($(GO) version)"
+	@$(GO) mod download
+
+fmt:
+	@echo "== gofmt"
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
+
+vet:
+	@echo "== go vet"
+	@$(GO) vet ./...
+
+staticcheck:
+	@echo "== staticcheck"
+	@$(GO) run $(STATICCHECK) ./...
+
+# govulncheck asks a database; where that is out of reach nothing is known, and
+# that is said.
+govulncheck:
+	@echo "== govulncheck"
+	@out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
+	if $(GO) run $(GOVULNCHECK) ./... >"$$out" 2>&1; then tail -n 1 "$$out"; \
+	elif grep -q 'fetching vulnerabilities' "$$out"; then \
+		echo "govulncheck: its database is out of reach, so known vulnerabilities were not looked for"; \
+	else cat "$$out"; exit 1; fi
+
+layout:
+	@echo "== the import table"
+	@$(GO) test -count=1 -run 'TestImports|TestFolders|TestLangKnowsNoRecipe|TestNoRegistration' ./cmd/bj
+
+fleet:
+	@echo "== the demonstration fleet"
+	@$(GO) run ./cmd/bj test //recipes/... </dev/null
+
+unit:
+	@echo "== go test"
+	@$(GO) test ./... </dev/null
+
+# Every benchmark reports ours, baseline, ratio and goal as metrics of its own.
+bench:
+	@$(GO) test -run '^$$' -bench . -benchtime 1x ./... </dev/null 2>&1 | awk -f cmd/bj/testdata/bench.awk
