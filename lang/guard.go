@@ -1,0 +1,215 @@
+package lang
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/metrics"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.starlark.net/starlark"
+)
+
+// Limits bound the evaluation of one module. Zero fields mean the default.
+type Limits struct {
+	Steps  uint64        // of the interpreter; 50 million
+	Time   time.Duration // on the wall; 20 s
+	Memory uint64        // bytes that may be live because of it; 256 MiB
+}
+
+func (l Limits) orDefault() Limits {
+	if l.Steps == 0 {
+		l.Steps = 50_000_000
+	}
+	if l.Time == 0 {
+		l.Time = 20 * time.Second
+	}
+	if l.Memory == 0 {
+		l.Memory = 256 << 20
+	}
+	return l
+}
+
+// A guard holds evaluations to their limits. Steps are the interpreter's to
+// count. Memory is bounded in two ways. What one operation may make out of
+// small operands (a repeated string, a joined list) is refused before it
+// happens, by amplify.go; so whatever still grows takes many operations, and
+// a watcher that measures the heap every few milliseconds can cancel it in
+// between. The heap is the whole process's: an evaluation that is cancelled
+// while others run is tried again alone, so that nobody pays for another.
+//
+// A builtin cannot be interrupted (comparing two values that share much can
+// take for ever). An evaluation that ignores its cancellation is abandoned: it
+// fails, and its goroutine is left behind until it ends or the process does.
+type guard struct {
+	limits Limits
+
+	alone sync.RWMutex // held for writing by an evaluation that is measured alone
+
+	heap atomic.Uint64 // bytes at the last tick
+	stop chan struct{}
+	done chan struct{}
+
+	mu      sync.Mutex
+	running map[*evaluation]struct{}
+}
+
+const (
+	tick  = 4 * time.Millisecond
+	grace = time.Second // between a cancellation and giving up
+)
+
+// An evaluation is one attempt to run one module.
+type evaluation struct {
+	thread    *starlark.Thread
+	start     time.Time
+	base      uint64 // heap when it began
+	cancelled time.Time
+	overMem   bool
+	overTime  bool
+	abandoned chan struct{}
+}
+
+func newGuard(limits Limits) *guard {
+	g := &guard{
+		limits:  limits.orDefault(),
+		running: make(map[*evaluation]struct{}),
+		stop:    make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	g.heap.Store(heapBytes())
+	go g.watch()
+	return g
+}
+
+// close ends the watcher.
+func (g *guard) close() {
+	close(g.stop)
+	<-g.done
+}
+
+func heapBytes() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+func (g *guard) watch() {
+	defer close(g.done)
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-g.stop:
+			return
+		case now := <-t.C:
+			g.check(now)
+		}
+	}
+}
+
+func (g *guard) check(now time.Time) {
+	heap := heapBytes()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	over := func(e *evaluation) bool { return heap > e.base && heap-e.base > g.limits.Memory }
+	for e := range g.running {
+		if over(e) {
+			// Much of it may be garbage: only what lives counts.
+			runtime.GC()
+			heap = heapBytes()
+			break
+		}
+	}
+	g.heap.Store(heap)
+	for e := range g.running {
+		switch {
+		case !e.cancelled.IsZero():
+			if now.Sub(e.cancelled) > grace {
+				close(e.abandoned)
+				delete(g.running, e)
+			}
+		case over(e):
+			e.overMem, e.cancelled = true, now
+			e.thread.Cancel(g.memoryReason())
+		case now.Sub(e.start) > g.limits.Time:
+			e.overTime, e.cancelled = true, now
+			e.thread.Cancel(g.timeReason())
+		}
+	}
+}
+
+func (g *guard) memoryReason() string {
+	return fmt.Sprintf("used more than %d MiB of memory", g.limits.Memory>>20)
+}
+
+func (g *guard) timeReason() string {
+	return fmt.Sprintf("took longer than %v", g.limits.Time)
+}
+
+// A limitError says which limit an evaluation broke.
+type limitError struct {
+	reason string
+	cause  error // where, if it is known
+}
+
+func (e *limitError) Error() string { return e.reason }
+func (e *limitError) Unwrap() error { return e.cause }
+
+// run evaluates by calling exec with a fresh thread, again alone if it may
+// have been cancelled because of others. exec runs in a goroutine of its own,
+// and may still be running when run returns.
+func (g *guard) run(newThread func() *starlark.Thread, exec func(*starlark.Thread) error) error {
+	g.alone.RLock()
+	e, err := g.attempt(newThread(), exec)
+	g.alone.RUnlock()
+	if e.overMem && err != nil {
+		g.alone.Lock()
+		runtime.GC()
+		g.heap.Store(heapBytes())
+		e, err = g.attempt(newThread(), exec)
+		g.alone.Unlock()
+		runtime.GC()
+	}
+	if err == nil {
+		return nil
+	}
+	switch {
+	case e.overMem:
+		return &limitError{g.memoryReason(), err}
+	case e.overTime:
+		return &limitError{g.timeReason(), err}
+	case e.thread.ExecutionSteps() >= g.limits.Steps && err != errAbandoned:
+		return &limitError{fmt.Sprintf("took more than %d steps", g.limits.Steps), err}
+	}
+	return err
+}
+
+var errAbandoned = fmt.Errorf("one operation does not end")
+
+func (g *guard) attempt(thread *starlark.Thread, exec func(*starlark.Thread) error) (*evaluation, error) {
+	thread.SetMaxExecutionSteps(g.limits.Steps)
+	e := &evaluation{thread: thread, start: time.Now(), base: g.heap.Load(), abandoned: make(chan struct{})}
+	g.mu.Lock()
+	g.running[e] = struct{}{}
+	g.mu.Unlock()
+	result := make(chan error, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				result <- fmt.Errorf("internal error: %v", r)
+			}
+		}()
+		result <- exec(thread)
+	}()
+	select {
+	case err := <-result:
+		g.mu.Lock()
+		delete(g.running, e)
+		g.mu.Unlock()
+		return e, err
+	case <-e.abandoned:
+		return e, errAbandoned
+	}
+}

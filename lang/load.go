@@ -1,0 +1,490 @@
+package lang
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"go.starlark.net/starlark"
+
+	"bj/lang/diag"
+)
+
+// Options say what the files of a workspace see, and who listens. Begin and
+// End are called from several goroutines at once, for different modules.
+type Options struct {
+	// Predeclared are the builtins of package files and of the library,
+	// Settings those of bj.star. All of them must be frozen or immutable.
+	Predeclared, Settings starlark.StringDict
+	// Stdlib is the library that files load as @bj//stdlib:x.star.
+	Stdlib fs.FS
+	// Begin is called before the first step of a module; what it returns is
+	// the module's State, which builtins find with StateOf.
+	Begin func(*Module) any
+	// End is called after the last step, also if a mistake cut the module off;
+	// it returns the facts that the cache keeps and the mistakes that builtins
+	// found.
+	End func(*Module) (facts []byte, mistakes diag.List)
+	// Print receives what files print. Nil discards it.
+	Print func(pos diag.Pos, text string)
+
+	Limits Limits
+	Jobs   int // modules at once; GOMAXPROCS
+
+	// CacheDir is a folder for the facts of unchanged files; empty means none.
+	CacheDir string
+	// CacheKey names everything besides the files that facts depend on, such
+	// as the version of bj and of their encoding.
+	CacheKey string
+}
+
+// A Tree is all modules of a workspace.
+type Tree struct {
+	Workspace *Workspace
+	Settings  *Module   // bj.star
+	Modules   []*Module // the others, by file
+	byFile    map[string]*Module
+	stdlib    fs.FS
+
+	mu      sync.Mutex
+	sources map[string]*Source
+}
+
+// Module returns the module of a file, or nil.
+func (t *Tree) Module(file string) *Module {
+	if file == SettingsFile {
+		return t.Settings
+	}
+	return t.byFile[file]
+}
+
+// Source returns the text of a file of the tree; it is read again if it was
+// not evaluated, and empty if it cannot be.
+func (t *Tree) Source(file string) *Source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.sources[file]; s != nil {
+		return s
+	}
+	var text []byte
+	if m := t.Module(file); m != nil && m.src != nil {
+		text = m.src
+	} else {
+		text, _ = t.read(file)
+	}
+	s := NewSource(file, text)
+	t.sources[file] = s
+	return s
+}
+
+const stdlibPrefix = "@bj//stdlib/"
+
+func (t *Tree) read(file string) ([]byte, error) {
+	if name, ok := strings.CutPrefix(file, stdlibPrefix); ok {
+		if t.stdlib == nil {
+			return nil, fs.ErrNotExist
+		}
+		return fs.ReadFile(t.stdlib, name)
+	}
+	return os.ReadFile(t.Workspace.Path(file))
+}
+
+// Closure returns the files of a module and of all that it loads, sorted.
+func (t *Tree) Closure(file string) []string {
+	seen := map[string]bool{}
+	var visit func(string)
+	visit = func(f string) {
+		if seen[f] {
+			return
+		}
+		seen[f] = true
+		if m := t.byFile[f]; m != nil {
+			for _, l := range m.Loads {
+				visit(l.File)
+			}
+		}
+	}
+	visit(file)
+	files := make([]string, 0, len(seen))
+	for f := range seen {
+		files = append(files, f)
+	}
+	slices.Sort(files)
+	return files
+}
+
+// Load reads, compiles and evaluates every module of the workspace, and the
+// settings file before them. People's mistakes are in the modules' Diags; the
+// error is of the machine.
+func Load(ctx context.Context, ws *Workspace, opts Options) (*Tree, error) {
+	if opts.Jobs <= 0 {
+		opts.Jobs = runtime.GOMAXPROCS(0)
+	}
+	files, err := ws.Files()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{Workspace: ws, stdlib: opts.Stdlib, byFile: make(map[string]*Module, len(files)), sources: make(map[string]*Source)}
+	t.Modules = make([]*Module, len(files))
+	for i, f := range files {
+		t.Modules[i] = &Module{File: f, Package: packageOfFile(f)}
+		t.byFile[f] = t.Modules[i]
+	}
+	l := &loader{
+		tree: t, opts: opts,
+		env:      bounded(opts.Predeclared),
+		settings: bounded(opts.Settings),
+		guard:    newGuard(opts.Limits),
+	}
+	defer l.guard.close()
+	if err := l.loadAll(ctx); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(t.Modules, func(a, b *Module) int { return strings.Compare(a.File, b.File) })
+	return t, nil
+}
+
+// LoadSettings evaluates the settings file alone.
+func LoadSettings(ctx context.Context, ws *Workspace, opts Options) (*Tree, error) {
+	t := &Tree{Workspace: ws, stdlib: opts.Stdlib, byFile: map[string]*Module{}, sources: make(map[string]*Source)}
+	l := &loader{tree: t, opts: opts, settings: bounded(opts.Settings), guard: newGuard(opts.Limits)}
+	defer l.guard.close()
+	m := &Module{File: SettingsFile}
+	t.Settings = m
+	if err := l.readAndCompile(m, l.settings); err != nil {
+		return nil, err
+	}
+	for _, ld := range m.Loads {
+		m.fail(diag.Diagnostic{Pos: ld.Pos, Rule: "load", Message: "bj.star loads nothing", Hint: "settings stand alone; move what is shared to package files"})
+	}
+	if !m.Broken {
+		l.evaluate(m, l.settings)
+	}
+	return t, ctx.Err()
+}
+
+// A loader carries one Load.
+type loader struct {
+	tree          *Tree
+	opts          Options
+	env, settings starlark.StringDict
+	guard         *guard
+	libMu         sync.Mutex // guards the addition of library modules
+}
+
+func (l *loader) loadAll(ctx context.Context) error {
+	t := l.tree
+	if err := l.compileAll(ctx, t.Modules); err != nil {
+		return err
+	}
+	l.addLibrary()
+	l.findCycles()
+	return l.evaluateAll(ctx)
+}
+
+// forEach calls f for every module, several at once, until one fails.
+func (l *loader) forEach(ctx context.Context, modules []*Module, f func(*Module) error) error {
+	var next atomic.Int64
+	errs := make([]error, l.opts.Jobs)
+	var wg sync.WaitGroup
+	for w := range l.opts.Jobs {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(modules) {
+					return
+				}
+				if errs[w] = f(modules[i]); errs[w] != nil {
+					next.Store(int64(len(modules)))
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+func (l *loader) compileAll(ctx context.Context, modules []*Module) error {
+	return l.forEach(ctx, modules, func(m *Module) error { return l.readAndCompile(m, l.env) })
+}
+
+func (l *loader) readAndCompile(m *Module, env starlark.StringDict) error {
+	src, err := l.tree.read(m.File)
+	if err != nil {
+		m.fail(diag.Diagnostic{Pos: diag.Pos{File: m.File}, Rule: "file", Message: "file cannot be read: " + plainError(err)})
+		return nil
+	}
+	m.src = bytes.TrimPrefix(src, []byte("\ufeff"))
+	m.compile(env, l.resolveLoad)
+	return nil
+}
+
+// plainError leaves out the operation and path of a file error.
+func plainError(err error) string {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// A hintedError is a mistake with the way to mend it.
+type hintedError struct{ message, hint string }
+
+func (e *hintedError) Error() string { return e.message }
+
+// resolveLoad returns the file that a load statement of m names.
+func (l *loader) resolveLoad(m *Module, label string) (string, error) {
+	pkg, inLibrary := m.Package, strings.HasPrefix(m.File, stdlibPrefix)
+	lab, err := ParseLabel(label, strings.TrimPrefix(pkg, "@bj//"))
+	if err != nil {
+		return "", err
+	}
+	if !strings.HasSuffix(lab.Name, ".star") {
+		return "", &hintedError{fmt.Sprintf("load of %q: a module's name ends in .star", label), `load files like "//lib:ports.star" or ":near.star"`}
+	}
+	if inLibrary && lab.Repo == "" {
+		lab.Repo = "bj"
+	}
+	switch lab.Repo {
+	case "":
+		file := path.Join(lab.Package, lab.Name)
+		if l.tree.byFile[file] != nil {
+			return file, nil
+		}
+		return "", l.missing(label, lab, file)
+	case "bj":
+		name, ok := strings.CutPrefix(path.Join(lab.Package, lab.Name), "stdlib/")
+		if ok && l.opts.Stdlib != nil {
+			if info, err := fs.Stat(l.opts.Stdlib, name); err == nil && !info.IsDir() {
+				return stdlibPrefix + name, nil
+			}
+		}
+		hint := `the library's files are loaded like "@bj//stdlib:container.star"`
+		if names := l.libraryFiles(); len(names) > 0 {
+			hint = DidYouMean(strings.TrimPrefix(name, "stdlib/"), names, "the library has "+strings.Join(names, ", "))
+		}
+		return "", &hintedError{fmt.Sprintf("load of %q: the library has no such file", label), hint}
+	}
+	return "", &hintedError{fmt.Sprintf("load of %q: unknown repository @%s", label, lab.Repo), "@bj is the library inside bj, and the only other repository"}
+}
+
+func (l *loader) libraryFiles() []string {
+	if l.opts.Stdlib == nil {
+		return nil
+	}
+	names, _ := fs.Glob(l.opts.Stdlib, "*.star")
+	return names
+}
+
+func (l *loader) missing(label string, lab Label, file string) error {
+	message := fmt.Sprintf("load of %q: no such file", label)
+	switch {
+	case lab.Name == SettingsFile || strings.HasSuffix(lab.Name, "_test.star"):
+		return &hintedError{message, "bj.star and *_test.star belong to no package"}
+	case isFile(l.tree.Workspace.Path(file)):
+		return &hintedError{message, "it lies in a folder that is skipped: one that begins with . or _, a bazel-* link, or a workspace of its own"}
+	}
+	var near []string
+	for _, m := range l.tree.Modules {
+		if m.Package == lab.Package {
+			near = append(near, path.Base(m.File))
+		}
+	}
+	if n := Nearest(lab.Name, near); n != "" {
+		return &hintedError{message, "did you mean " + Label{Package: lab.Package, Name: n}.String() + "?"}
+	}
+	if len(near) == 0 {
+		return &hintedError{message, fmt.Sprintf("there is no package //%s", lab.Package)}
+	}
+	return &hintedError{message, fmt.Sprintf("package //%s has %s", lab.Package, strings.Join(near, ", "))}
+}
+
+// addLibrary compiles the files of the library that are loaded.
+func (l *loader) addLibrary() {
+	t := l.tree
+	for i := 0; i < len(t.Modules); i++ { // grows
+		for _, ld := range t.Modules[i].Loads {
+			if t.byFile[ld.File] == nil {
+				m := &Module{File: ld.File, Package: packageOfFile(ld.File)}
+				t.byFile[ld.File] = m
+				t.Modules = append(t.Modules, m)
+				l.readAndCompile(m, l.env)
+			}
+		}
+	}
+}
+
+// evaluateAll runs every module after those that it loads.
+func (l *loader) evaluateAll(ctx context.Context) error {
+	t := l.tree
+	waiting := make(map[*Module]int, len(t.Modules))
+	users := make(map[*Module][]*Module)
+	var ready []*Module
+	for _, m := range t.Modules {
+		seen := map[string]bool{}
+		for _, ld := range m.Loads {
+			if !seen[ld.File] && ld.File != m.File {
+				seen[ld.File] = true
+				users[t.byFile[ld.File]] = append(users[t.byFile[ld.File]], m)
+				waiting[m]++
+			}
+		}
+		if waiting[m] == 0 {
+			ready = append(ready, m)
+		}
+	}
+	// Modules in a cycle are broken: nobody waits for them.
+	inCycle := func(m *Module) bool { return m.Broken && waiting[m] > 0 }
+	for _, m := range t.Modules {
+		if inCycle(m) {
+			waiting[m] = 0
+			ready = append(ready, m)
+		}
+	}
+	queue := make(chan *Module, len(t.Modules))
+	for _, m := range ready {
+		queue <- m
+	}
+	left := len(t.Modules)
+	if left == 0 {
+		return ctx.Err()
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	done := func(m *Module) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, u := range users[m] {
+			if waiting[u] == 0 {
+				continue // was in a cycle
+			}
+			if waiting[u]--; waiting[u] == 0 {
+				queue <- u
+			}
+		}
+		if left--; left == 0 {
+			close(queue)
+		}
+	}
+	for range l.opts.Jobs {
+		wg.Go(func() {
+			for m := range queue {
+				if ctx.Err() == nil {
+					l.evaluate(m, l.env)
+				}
+				done(m)
+			}
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
+}
+
+// evaluate runs one module whose loads have been run.
+func (l *loader) evaluate(m *Module, env starlark.StringDict) {
+	for _, ld := range m.Loads {
+		dep := l.tree.byFile[ld.File]
+		if dep.Broken {
+			m.Broken = true // said where it was broken
+			continue
+		}
+		for _, n := range ld.names {
+			if dep.globals[n.name] == nil && !m.Broken {
+				m.Diags = append(m.Diags, diag.Diagnostic{Pos: n.pos, Severity: diag.Error, Rule: "load",
+					Message: fmt.Sprintf("%s has no %s", ld.Label, n.name),
+					Hint:    DidYouMean(n.name, exported(dep.globals), "")})
+			}
+		}
+	}
+	if m.Broken || m.Diags.HasErrors() {
+		m.Broken = true
+		return
+	}
+	// What an attempt makes is published only when it ends: one that is
+	// abandoned goes on writing to its own copy.
+	var result atomic.Pointer[Module]
+	err := l.guard.run(
+		func() *starlark.Thread {
+			attempt := &Module{File: m.File, Package: m.Package, Doc: m.Doc, Loads: m.Loads, src: m.src}
+			if l.opts.Begin != nil {
+				attempt.State = l.opts.Begin(attempt)
+			}
+			return l.newThread(attempt)
+		},
+		func(thread *starlark.Thread) error {
+			attempt := moduleOf(thread)
+			globals, err := m.prog.Init(thread, env)
+			if err == nil && thread.ExecutionSteps() > maxFlatSteps {
+				err = checkDepth(globals)
+			}
+			if err == nil || thread.ExecutionSteps() <= maxFlatSteps {
+				globals.Freeze()
+			}
+			attempt.globals = globals
+			attempt.steps = thread.ExecutionSteps()
+			result.Store(attempt)
+			return err
+		})
+	attempt := result.Load()
+	if attempt == nil {
+		m.failEval(err)
+		return
+	}
+	m.State, m.globals, m.steps = attempt.State, attempt.globals, attempt.steps
+	if err != nil {
+		m.failEval(err)
+	}
+	if l.opts.End != nil {
+		facts, mistakes := l.opts.End(m)
+		m.Facts = facts
+		m.Diags = append(m.Diags, mistakes...)
+	}
+}
+
+func exported(globals starlark.StringDict) []string {
+	return slices.DeleteFunc(globals.Keys(), func(n string) bool { return strings.HasPrefix(n, "_") })
+}
+
+const moduleLocal = "module"
+
+func (l *loader) newThread(m *Module) *starlark.Thread {
+	loads := m.Loads
+	t := &starlark.Thread{
+		Name: m.File,
+		Load: func(_ *starlark.Thread, label string) (starlark.StringDict, error) {
+			for _, ld := range loads {
+				if ld.Label == label {
+					return l.tree.byFile[ld.File].globals, nil
+				}
+			}
+			return nil, fmt.Errorf("no such module")
+		},
+		Print: func(thread *starlark.Thread, text string) {
+			if l.opts.Print != nil {
+				pos, _ := Place(thread)
+				l.opts.Print(pos, text)
+			}
+		},
+	}
+	t.SetLocal(moduleLocal, m)
+	return t
+}
+
+func moduleOf(thread *starlark.Thread) *Module {
+	m, _ := thread.Local(moduleLocal).(*Module)
+	return m
+}
+
+// StateOf returns the State of the module whose top level is running.
+func StateOf(thread *starlark.Thread) any { return moduleOf(thread).State }
