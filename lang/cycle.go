@@ -73,7 +73,7 @@ func (l *loader) reportCycle(component []*Module) {
 	}
 	first := slices.MinFunc(component, func(a, b *Module) int { return strings.Compare(a.File, b.File) })
 	// Breadth first from the least file back to it.
-	from := map[string]Load{}
+	from := map[string]LoadStmt{}
 	reached := map[string]*Module{}
 	queue := []*Module{first}
 	closed := false
@@ -96,7 +96,7 @@ func (l *loader) reportCycle(component []*Module) {
 	if !closed {
 		return // one module that does not load itself
 	}
-	var loop []Load
+	var loop []LoadStmt
 	for f := first.File; ; {
 		loop = append(loop, from[f])
 		f = reached[f].File

@@ -17,7 +17,7 @@ type Module struct {
 	File    string // relative to the workspace, or @bj//stdlib/x.star
 	Package string
 	Doc     string // its docstring
-	Loads   []Load
+	Loads   []LoadStmt
 	// Facts is what Options.End made of it, or what the cache kept of that.
 	Facts []byte
 	// State is what Options.Begin made, or nil if the module was not evaluated.
@@ -37,8 +37,8 @@ type Module struct {
 	steps   uint64
 }
 
-// A Load is one load statement: the file of a module, and where it is named.
-type Load struct {
+// A LoadStmt is one load statement: the file of a module, and where it is named.
+type LoadStmt struct {
 	File  string
 	Label string // as written
 	Pos   diag.Pos
@@ -107,7 +107,7 @@ func (m *Module) addLoad(s *syntax.LoadStmt, resolveLoad func(*Module, string) (
 		m.fail(d)
 		return
 	}
-	l := Load{File: file, Label: label, Pos: pos}
+	l := LoadStmt{File: file, Label: label, Pos: pos}
 	for _, from := range s.From {
 		l.names = append(l.names, loadName{from.Name, posOf(from.NamePos)})
 	}
