@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/term"
+)
+
+// env is what a command sees of the world, and the flags of all commands.
+type env struct {
+	stdin  io.Reader
+	stdout *pipe
+	stderr io.Writer
+	getenv func(string) string
+	dir    string // the current folder
+
+	color   string // --color
+	noCache bool   // --no-cache
+}
+
+func newEnv() *env {
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "."
+	}
+	return &env{
+		stdin:  os.Stdin,
+		stdout: &pipe{w: os.Stdout},
+		stderr: os.Stderr,
+		getenv: os.Getenv,
+		dir:    dir,
+	}
+}
+
+// pipe is stdout. A reader that has gone away had all that it wanted: what is
+// written after that is dropped, and the command's exit code stays its own.
+type pipe struct {
+	w      io.Writer
+	closed atomic.Bool
+}
+
+func (p *pipe) Write(b []byte) (int, error) {
+	if p.closed.Load() {
+		return len(b), nil
+	}
+	n, err := p.w.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		p.closed.Store(true)
+		return len(b), nil
+	}
+	return n, err
+}
+
+// cacheDir is where what can be made again is kept: $BJ_CACHE, else bj in the
+// user's cache folder.
+func (e *env) cacheDir() (string, error) {
+	if dir := e.getenv("BJ_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	if dir := e.getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "bj"), nil
+	}
+	if home := e.getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".cache", "bj"), nil
+	}
+	return "", withHint(errors.New("there is no folder for the cache: HOME is not set"), "name one: BJ_CACHE=/var/cache/bj")
+}
+
+// resultsDir is where runs of the workspace are recorded: --results, else
+// $BJ_RESULTS, else a folder of the workspace's name in the user's state folder.
+func (e *env) resultsDir(flag, workspace string) (string, error) {
+	if flag != "" {
+		return filepath.Abs(flag)
+	}
+	if dir := e.getenv("BJ_RESULTS"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	if dir := e.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "bj", workspace), nil
+	}
+	if home := e.getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "state", "bj", workspace), nil
+	}
+	return "", withHint(errors.New("there is no folder for results: HOME is not set"), "name one: --results DIR")
+}
+
+// terminal reports whether w is one.
+func terminal(w io.Writer) bool {
+	if p, ok := w.(*pipe); ok {
+		w = p.w
+	}
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// colored reports whether what goes to w may have colours: --color, then
+// NO_COLOR, then CLICOLOR_FORCE, then whether it is a terminal.
+func (e *env) colored(w io.Writer) bool {
+	switch {
+	case e.color == "always":
+		return true
+	case e.color == "never", e.getenv("NO_COLOR") != "":
+		return false
+	case e.getenv("CLICOLOR_FORCE") != "" && e.getenv("CLICOLOR_FORCE") != "0":
+		return true
+	}
+	return terminal(w) && e.getenv("TERM") != "dumb"
+}
+
+// live reports whether w is a terminal that lines may be drawn again on.
+func (e *env) live(w io.Writer) bool {
+	return terminal(w) && e.getenv("TERM") != "dumb" && e.getenv("NO_COLOR") == "" && e.getenv("CI") == ""
+}

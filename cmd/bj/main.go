@@ -1,0 +1,92 @@
+// Command bj proves by running it that infrastructure can come back from the
+// worst outage.
+//
+// The program is the command line, the machines' agent and the sandbox's
+// gateway. The last two are hidden commands, dispatched before anything else is
+// made: every process of a lease pays for what main does before them.
+//
+//	main.go       the order of things, signals, panics
+//	errors.go     what went wrong, as exit code and as words
+//	command.go    the command table, over cobra
+//	<name>.go     one command: usage, flags, run
+//	env.go        what a command sees of the world; settings and their precedence
+//	agent.go      the static program that machines run
+//	shard.go      which part of the recipes an engine's job takes
+//	changed.go    which recipes a change can affect
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+func main() {
+	if hidden(os.Args) {
+		return
+	}
+	os.Exit(run(os.Args[1:]))
+}
+
+// hidden runs a hidden command, if args name one, and reports whether it did.
+// Nothing may come before it.
+func hidden(args []string) bool {
+	return false
+}
+
+// errInterrupted is the cause of the context that a signal cancelled.
+var errInterrupted = errors.New("interrupted")
+
+// run is bj with args, and returns its exit code.
+func run(args []string) (code int) {
+	// A pipe whose reader has gone is an error of the write, never our death:
+	// environments are torn down first.
+	signal.Ignore(syscall.SIGPIPE)
+	if os.Getenv("BJ_DEBUG") == "" {
+		debug.SetTraceback("none")
+	}
+	e := newEnv()
+	defer func() {
+		if v := recover(); v != nil {
+			if e.getenv("BJ_DEBUG") != "" {
+				fmt.Fprintf(e.stderr, "%s", debug.Stack())
+			}
+			code = e.report(withHint(fmt.Errorf("bj itself is at fault: %v", v), "run it again with BJ_DEBUG=1 and send what it prints to bj's authors"))
+		}
+	}()
+	ctx, stop := interruptible(context.Background(), e)
+	defer stop()
+	err := execute(ctx, e, args)
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		err = errInterrupted
+	}
+	return e.report(err)
+}
+
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
+// cancels; a second one ends the process, and its environments with it.
+func interruptible(parent context.Context, e *env) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+		case <-done:
+			return
+		}
+		cancel(errInterrupted)
+		fmt.Fprintln(e.stderr, "bj: interrupted: tearing down; once more stops waiting for it")
+		select {
+		case <-signals:
+			os.Exit(exitInterrupted)
+		case <-done:
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+var update = flag.Bool("update", false, "write the files that are made from the program: help texts and the reference")
+
+// The test binary is bj when it is called so.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"bj": main})
+}
+
+// TestScripts runs the scripts of testdata/script, one for each behaviour.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
+			env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+			env.Setenv("GIT_CONFIG_COUNT", "2")
+			env.Setenv("GIT_CONFIG_KEY_0", "user.name")
+			env.Setenv("GIT_CONFIG_VALUE_0", "t")
+			env.Setenv("GIT_CONFIG_KEY_1", "user.email")
+			env.Setenv("GIT_CONFIG_VALUE_1", "t@example.com")
+			return os.MkdirAll(filepath.Join(env.WorkDir, "home"), 0o755)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exitsWith},
+	})
+}
+
+// exitsWith runs a command and checks its exit code: exits 2 bj tset.
+func exitsWith(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND [ARGUMENT...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// TestReference compares docs/reference.md with the program.
+func TestReference(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeReference(&b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, filepath.Join("..", "..", "docs", "reference.md"), b.Bytes())
+}
+
+// TestHelp compares the help of every command with testdata/help.
+func TestHelp(t *testing.T) {
+	var names []string
+	for _, c := range commands() {
+		names = append(names, c.name)
+	}
+	for _, name := range append(names, "help") {
+		var b bytes.Buffer
+		e := newEnv()
+		e.stdout = &pipe{w: &b}
+		args := []string{"help", name}
+		if name == "help" {
+			args = args[:1]
+		}
+		if err := execute(t.Context(), e, args); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, filepath.Join("testdata", "help", name+".txt"), b.Bytes())
+	}
+}
+
+// golden compares got with the file, or writes it with -update.
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v\nmake it: go test ./cmd/bj -update", err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s is not what the program says; make it again: go test ./cmd/bj -update\ngot:\n%s", path, got)
+	}
+}
