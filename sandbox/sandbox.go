@@ -78,6 +78,10 @@ type File struct {
 	Source   string // path on the host, instead of Content
 	Tree     bool   // Source is a folder
 	ReadOnly bool   // the machine need not be able to change it: a program, say
+	// About and Digest say what came for free with it, for people: "coredns:
+	// github.com/coredns/coredns@v1.11.3, built with go1.26.8", and the SHA-256
+	// in hex. Empty for what the recipe itself spells out.
+	About, Digest string
 }
 
 // Policy is what is open. Everything else is dark, on every interface.

@@ -1,0 +1,329 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"bj/fleet"
+	"bj/sandbox"
+)
+
+// deb unpacks a Debian package, with what it depends on and the host's root
+// lacks, into a tree. It does so as any user and changes nothing of the host:
+// apt-get works in state folders of the store's own and only reads what is
+// installed, and dpkg-deb unpacks. Nothing is configured: maintainer scripts do
+// not run, so alternatives, users and generated files are missing.
+//
+// Without a version, whichever was first unpacked stays (Fresh asks again).
+func (s *Store) deb(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+	env := s.environ([]string{"APT_CONFIG", "LC_ALL", "LANGUAGE"}, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	a := &apt{store: s, dir: filepath.Join(s.Dir, "apt"), env: env, pkg: t.Deb, progress: progress}
+	var errGet, errUnpack error
+	a.get, errGet = lookPath(env, "apt-get")
+	a.unpack, errUnpack = lookPath(env, "dpkg-deb")
+	if err := errors.Join(errGet, errUnpack); err != nil {
+		return nil, hint(fmt.Errorf("deb = %q needs apt: %w", t.Deb, err), fmt.Sprintf("run bj on Debian, or give the program with --tool %s=PATH", t.Name))
+	}
+	key := fmt.Sprintf("deb %s of %s for %s", t.Deb, suite(), runtime.GOARCH)
+	m, err := s.cached(ctx, key, progress, func(work string) (made, error) { return a.make(ctx, work) })
+	if err != nil {
+		return nil, err
+	}
+	return debFiles(t, m, s.source(m))
+}
+
+// debFiles lays the tree over the root. A program that its package keeps off
+// PATH is put there by a script.
+func debFiles(t fleet.Tool, m made, tree string) ([]sandbox.File, error) {
+	files := []sandbox.File{{
+		Path: "/", Mode: 0o755, Source: tree, Tree: true, ReadOnly: true,
+		About: t.Name + ": " + m.About, Digest: m.Digest,
+	}}
+	onPath, elsewhere, err := programs(tree)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(onPath, t.Name) || isProgram("/", t.Name) {
+		return files, nil
+	}
+	var hits []string
+	for _, p := range elsewhere {
+		if filepath.Base(p) == t.Name {
+			hits = append(hits, p)
+		}
+	}
+	if len(hits) == 1 {
+		return append(files, sandbox.File{
+			Path: bin + t.Name, Mode: 0o755, ReadOnly: true,
+			Content: []byte("#!/bin/sh\nexec " + hits[0] + " \"$@\"\n"),
+		}), nil
+	}
+	has := "no program at all"
+	if len(onPath) > 0 {
+		has = strings.Join(onPath[:min(len(onPath), 20)], ", ")
+		if len(onPath) > 20 {
+			has += ", …"
+		}
+	}
+	return nil, hint(fmt.Errorf("the package %s has no program %s", t.Deb, t.Name), "with what it depends on it has: "+has)
+}
+
+var pathDirs = []string{"usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"}
+
+func isProgram(root, name string) bool {
+	return slices.ContainsFunc(pathDirs, func(dir string) bool {
+		st, err := os.Stat(filepath.Join(root, dir, name))
+		return err == nil && !st.IsDir() && st.Mode()&0o111 != 0
+	})
+}
+
+// programs lists what can be run in a tree: names on PATH, and absolute paths
+// of the rest.
+func programs(tree string) (onPath, elsewhere []string, err error) {
+	err = filepath.WalkDir(tree, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(tree, p)
+		// A link's target may lie in the machine's own root: its name counts.
+		link := d.Type()&fs.ModeSymlink != 0
+		if !link {
+			if st, err := d.Info(); err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+				return err
+			}
+		}
+		switch {
+		case slices.Contains(pathDirs, filepath.Dir(rel)):
+			onPath = append(onPath, filepath.Base(rel))
+		case !link:
+			elsewhere = append(elsewhere, "/"+rel)
+		}
+		return nil
+	})
+	slices.Sort(onPath)
+	return slices.Compact(onPath), elsewhere, err
+}
+
+// apt is one package being fetched and unpacked.
+type apt struct {
+	store       *Store
+	dir         string // private state of apt, shared by all packages
+	env         []string
+	get, unpack string // apt-get, dpkg-deb
+	pkg         string // name or name=version
+	progress    func(string)
+}
+
+func (a *apt) make(ctx context.Context, work string) (made, error) {
+	start := time.Now()
+	debs, err := a.download(ctx, work)
+	if err != nil {
+		return made{}, err
+	}
+	var sums, names []string
+	tree := filepath.Join(work, "tree")
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		return made{}, err
+	}
+	for _, deb := range debs {
+		sum, err := fileDigest(deb)
+		if err != nil {
+			return made{}, err
+		}
+		sums = append(sums, sum)
+		// Each on its own first: a package may write through another's link.
+		part := filepath.Join(work, "part")
+		if _, err := (command{work, a.env, []string{a.unpack, "-x", deb, part}}).run(ctx); err != nil {
+			return made{}, err
+		}
+		if err := overlay(part, tree); err != nil {
+			return made{}, fmt.Errorf("unpacking %s: %w", filepath.Base(deb), err)
+		}
+		if err := removeAll(part); err != nil {
+			return made{}, err
+		}
+		name, err := command{work, a.env, []string{a.unpack, "-f", deb, "Package", "Version"}}.run(ctx)
+		if err != nil {
+			return made{}, err
+		}
+		names = append(names, debName(name))
+	}
+	digest := textDigest("debs, merged usr\n" + strings.Join(sums, "\n"))
+	if err := moveTo(tree, filepath.Join(a.store.Dir, "trees", digest)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return made{}, err
+	}
+	a.progress(fmt.Sprintf("unpacked %s in %s, %d packages", a.pkg, seconds(time.Since(start)), len(debs)))
+	return made{Digest: digest, Tree: true, About: "Debian packages " + strings.Join(names, ", ")}, nil
+}
+
+// debName makes "jq=1.6-2.1" of dpkg-deb's fields.
+func debName(fields string) string {
+	var name, version string
+	for line := range strings.Lines(fields) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch k {
+		case "Package":
+			name = v
+		case "Version":
+			version = v
+		}
+	}
+	return name + "=" + version
+}
+
+// download returns the files of the package and of all that the host lacks for
+// it, sorted by name. Package lists are fetched when there are none, and once
+// more if they turn out to be too old.
+func (a *apt) download(ctx context.Context, work string) ([]string, error) {
+	// The lists are shared, and apt's own locks need root's folders.
+	l, err := a.store.lock(ctx, "apt", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer l.unlock()
+	archives := filepath.Join(work, "archives")
+	for _, dir := range []string{filepath.Join(a.dir, "lists", "partial"), filepath.Join(archives, "partial")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.configure(ctx, work, archives); err != nil {
+		return nil, err
+	}
+	updated := false
+	if packages, _ := filepath.Glob(filepath.Join(a.dir, "lists", "*Packages*")); len(packages) == 0 || a.store.Fresh {
+		if err := a.update(ctx, work); err != nil {
+			return nil, err
+		}
+		updated = true
+	}
+	a.progress("fetching the Debian package " + a.pkg)
+	install := command{work, a.env, []string{a.get, "install", "--download-only", "--yes", "--quiet", "--no-install-recommends",
+		"--reinstall", "--allow-downgrades", "--allow-remove-essential", "--allow-change-held-packages", a.pkg}}
+	_, err = install.run(ctx)
+	if err != nil && !updated && ctx.Err() == nil {
+		if err := a.update(ctx, work); err != nil {
+			return nil, err
+		}
+		_, err = install.run(ctx)
+	}
+	if err != nil {
+		return nil, hint(err, "apt-cache policy "+strings.SplitN(a.pkg, "=", 2)[0]+" says which versions there are")
+	}
+	debs, err := filepath.Glob(filepath.Join(archives, "*.deb"))
+	if err == nil && len(debs) == 0 {
+		err = fmt.Errorf("apt-get has fetched nothing for %s", a.pkg)
+	}
+	slices.Sort(debs)
+	return debs, err
+}
+
+func (a *apt) update(ctx context.Context, work string) error {
+	a.progress("fetching Debian's package lists")
+	_, err := command{work, a.env, []string{a.get, "update", "--quiet", "--error-on=any"}}.run(ctx)
+	if err != nil {
+		return hint(err, "the first use of a package needs its repository; what is cached needs none")
+	}
+	return nil
+}
+
+// configure writes the configuration that apt-get is to use: how the host
+// reaches its repositories (proxies, certificates, release), but none of its
+// hooks, and no folder of the host to write to.
+func (a *apt) configure(ctx context.Context, work, archives string) error {
+	dump := ""
+	if cmd, err := lookPath(a.env, "apt-config"); err == nil {
+		if dump, err = (command{work, a.env, []string{cmd, "dump"}}).run(ctx); err != nil {
+			return err
+		}
+	}
+	var b strings.Builder
+	for line := range strings.Lines(dump) {
+		if strings.HasPrefix(line, "Acquire") || strings.HasPrefix(line, "APT::Default-Release") || strings.HasPrefix(line, "APT::Architecture") {
+			b.WriteString(line)
+		}
+	}
+	state := func(name string) string { return filepath.Join(a.dir, name) }
+	for _, kv := range [][2]string{
+		{"Dir::Etc::main", "/dev/null"},
+		{"Dir::Etc::parts", "/dev/null"},
+		{"Dir::State", a.dir},
+		{"Dir::State::lists", state("lists") + "/"},
+		{"Dir::State::extended_states", state("extended_states")},
+		{"Dir::State::status", "/var/lib/dpkg/status"},
+		{"Dir::Cache", a.dir},
+		{"Dir::Cache::archives", archives + "/"},
+		{"Dir::Cache::pkgcache", ""},
+		{"Dir::Cache::srcpkgcache", ""},
+		{"Dir::Log", a.dir},
+		{"Debug::NoLocking", "true"},
+		{"APT::Sandbox::User", ""},
+		{"APT::Keep-Downloaded-Packages", "true"},
+		{"Acquire::Retries", "2"},
+		{"Acquire::http::Timeout", "30"},
+		{"Acquire::https::Timeout", "30"},
+	} {
+		fmt.Fprintf(&b, "%s %q;\n", kv[0], kv[1])
+	}
+	for _, line := range a.store.AptOptions {
+		b.WriteString(line + "\n")
+	}
+	conf := filepath.Join(work, "apt.conf")
+	a.env = append(a.env, "APT_CONFIG="+conf)
+	return os.WriteFile(conf, []byte(b.String()), 0o644)
+}
+
+// overlay moves everything in from to the tree to, where files that are there
+// already give way. Folders that the root has merged into /usr are merged: a
+// real /bin would hide the machine's.
+func overlay(from, to string) error {
+	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(from, p)
+		dst := filepath.Join(to, merged(rel))
+		if d.IsDir() {
+			return os.MkdirAll(dst, 0o755)
+		}
+		if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+			return err
+		}
+		return os.Rename(p, dst)
+	})
+}
+
+// merged returns where a relative path of a package lies on a root with a
+// merged /usr.
+func merged(rel string) string {
+	top, rest, _ := strings.Cut(rel, "/")
+	switch top {
+	case "bin", "sbin", "lib", "lib32", "lib64", "libx32":
+		return filepath.Join("usr", top, rest)
+	}
+	return rel
+}
+
+// suite is the host's release, such as bookworm.
+func suite() string {
+	f, err := os.Open("/etc/os-release")
+	if err != nil {
+		return "unknown"
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if v, ok := strings.CutPrefix(sc.Text(), "VERSION_CODENAME="); ok {
+			return strings.Trim(v, `"`)
+		}
+	}
+	return "unknown"
+}

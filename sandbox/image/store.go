@@ -1,0 +1,277 @@
+// Package image makes what machines are given before the seal closes, and
+// keeps it in a content-addressed cache: here, the programs of recipes.
+//
+//	Store   the cache; makes each tool once, whoever asks, and however often
+//
+// A tool is built (go.go), fetched (fetch.go), unpacked from a Debian package
+// and what it depends on (deb.go), made by Bazel (bazel.go), or used where it
+// lies. The cache folder holds
+//
+//	blobs/HEX    a file, named by the SHA-256 of what it holds
+//	trees/HEX    a folder of unpacked packages, named by those of the packages
+//	keys/HEX     what was asked for (a module and version, and how it is built)
+//	             and which blob or tree that gave
+//	locks/HEX    held while a key is being made; the kernel drops a dead owner's
+//	work/HEX     unfinished work under that lock; the next owner removes it
+//	apt/         apt's private state
+//
+// Blobs, trees and keys appear by rename, complete, in this order, so a build
+// that is killed leaves nothing that could be taken for a result. What has a
+// key is used without asking any network.
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"bj/fleet"
+	"bj/sandbox"
+)
+
+// bin is where tools lie on a machine.
+const bin = "/usr/local/bin/"
+
+// Store makes tools and keeps them. It implements sandbox.Stager, and may be
+// used by several goroutines and processes at once. Dir must be set; all other
+// fields are optional.
+type Store struct {
+	Dir       string // the cache; made when needed
+	Workspace string // folder that relative paths and ./cmd/x are relative to
+	// Override puts a program of the host in the place of the tool of that name.
+	Override map[string]string
+	// Fresh makes everything again, whatever the cache holds.
+	Fresh bool
+	// Jobs is how many tools are built at once; 0 means two, as the compiler is
+	// parallel itself and a linker needs a gigabyte.
+	Jobs int
+	// Timeout bounds the making of one tool; 0 means 20 minutes.
+	Timeout time.Duration
+	// MaxSize bounds a download in bytes; 0 means 4 GiB.
+	MaxSize int64
+	// Client downloads; nil means http.DefaultClient.
+	Client *http.Client
+	// Env is added to the environment of go, apt-get and bazel.
+	Env []string
+	// AptOptions are lines of apt.conf that are put after all others.
+	AptOptions []string
+
+	once sync.Once
+	jobs chan struct{}
+}
+
+var _ sandbox.Stager = (*Store)(nil)
+
+// Stage returns the files that put tools on PATH of a machine: programs at
+// /usr/local/bin, and for Debian packages a tree over the root, in the order of
+// tools. What is not in the cache is made, several at once. All failures are
+// reported together, as one *sandbox.Error that names the tools.
+func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	files := make([][]sandbox.File, len(tools))
+	errs := make([]error, len(tools))
+	var wg sync.WaitGroup
+	for i := range tools {
+		wg.Go(func() { files[i], errs[i] = s.stage(ctx, tools[i], progress) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		first := sandbox.AsError(err, sandbox.CodeLease)
+		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: first.Hint}
+	}
+	var all []sandbox.File
+	for _, fs := range files {
+		all = append(all, fs...)
+	}
+	return all, nil
+}
+
+func (s *Store) stage(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, orDefault(s.Timeout, 20*time.Minute))
+	defer cancel()
+	files, err := s.make(ctx, t, progress)
+	if err == nil {
+		return files, nil
+	}
+	e := sandbox.AsError(err, sandbox.CodeLease)
+	return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("making tool %s: %w", t.Name, err), Hint: e.Hint}
+}
+
+func (s *Store) make(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+	if p, ok := s.Override[t.Name]; ok {
+		return s.inPlace(t.Name, p, " (--tool)")
+	}
+	switch {
+	case t.Path != "":
+		return s.inPlace(t.Name, t.Path, "")
+	case strings.HasPrefix(t.Go, "./"):
+		return s.goLocal(ctx, t, progress)
+	case t.Go != "":
+		return s.goModule(ctx, t, progress)
+	case t.Deb != "":
+		return s.deb(ctx, t, progress)
+	case t.URL != "":
+		return s.fetch(ctx, t, progress)
+	case t.Target != "":
+		return s.bazel(ctx, t, progress)
+	}
+	return nil, errors.New("it has no source")
+}
+
+// inPlace uses a program of the host where it lies.
+func (s *Store) inPlace(name, path, how string) ([]sandbox.File, error) {
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(s.Workspace, path)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	if st.Mode()&0o111 == 0 {
+		return nil, hint(fmt.Errorf("%s is not executable", path), "chmod +x "+path)
+	}
+	digest, err := fileDigest(path)
+	if err != nil {
+		return nil, err
+	}
+	return program(name, path, digest, path+how), nil
+}
+
+func program(name, source, digest, about string) []sandbox.File {
+	return []sandbox.File{{
+		Path: bin + name, Mode: 0o755, Source: source, ReadOnly: true,
+		About: name + ": " + about, Digest: digest,
+	}}
+}
+
+// made is what a key leads to.
+type made struct {
+	Key    string `json:"key"`
+	Digest string `json:"digest"`         // of the blob or tree
+	Size   int64  `json:"size"`           // of the blob in bytes; 0 for a tree
+	Tree   bool   `json:"tree,omitempty"` // a tree rather than a blob
+	About  string `json:"about"`          // where it came from, for people
+}
+
+func (s *Store) source(m made) string {
+	if m.Tree {
+		return filepath.Join(s.Dir, "trees", m.Digest)
+	}
+	return s.blob(m.Digest)
+}
+
+func (s *Store) blob(digest string) string { return filepath.Join(s.Dir, "blobs", digest) }
+
+// cached returns what key leads to, calling create if nothing does. Create has
+// the key's lock and an empty folder to work in; what it returns must be in the
+// store already.
+func (s *Store) cached(ctx context.Context, key string, progress func(string), create func(work string) (made, error)) (made, error) {
+	if m, ok := s.lookup(key); ok && !s.Fresh {
+		return m, nil
+	}
+	id := textDigest(key)
+	l, err := s.lock(ctx, id, func() { progress("waiting for another bj, which is making " + key) })
+	if err != nil {
+		return made{}, err
+	}
+	defer l.unlock()
+	if m, ok := s.lookup(key); ok && !s.Fresh {
+		return m, nil // the one that had the lock has made it
+	}
+	work := filepath.Join(s.Dir, "work", id)
+	defer removeAll(work)
+	if err := removeAll(work); err != nil { // of one that was killed
+		return made{}, err
+	}
+	if err := os.MkdirAll(work, 0o755); err != nil {
+		return made{}, err
+	}
+	m, err := create(work)
+	if err != nil {
+		return made{}, err
+	}
+	m.Key = key
+	return m, s.record(work, m)
+}
+
+func (s *Store) lookup(key string) (made, bool) {
+	var m made
+	b, err := os.ReadFile(filepath.Join(s.Dir, "keys", textDigest(key)))
+	if err != nil || json.Unmarshal(b, &m) != nil || m.Key != key {
+		return made{}, false
+	}
+	st, err := os.Stat(s.source(m))
+	if err != nil || st.IsDir() != m.Tree || !m.Tree && st.Size() != m.Size {
+		return made{}, false // somebody tidied the cache; it is made again
+	}
+	return m, true
+}
+
+func (s *Store) record(work string, m made) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(work, "key")
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return moveTo(tmp, filepath.Join(s.Dir, "keys", textDigest(m.Key)))
+}
+
+// keep moves a finished file into the store, under its digest, as a program.
+func (s *Store) keep(tmp, about string) (made, error) {
+	st, err := os.Stat(tmp)
+	if err != nil {
+		return made{}, err
+	}
+	digest, err := fileDigest(tmp)
+	if err != nil {
+		return made{}, err
+	}
+	if err := os.Chmod(tmp, 0o555); err != nil {
+		return made{}, err
+	}
+	if err := sync1(tmp); err != nil {
+		return made{}, err
+	}
+	return made{Digest: digest, Size: st.Size(), About: about}, moveTo(tmp, s.blob(digest))
+}
+
+// slot waits for one of the places in which something is built, and returns
+// what gives it back.
+func (s *Store) slot(ctx context.Context) (func(), error) {
+	s.once.Do(func() { s.jobs = make(chan struct{}, orDefault(s.Jobs, min(2, runtime.NumCPU()))) })
+	select {
+	case s.jobs <- struct{}{}:
+		return func() { <-s.jobs }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// hint makes err one of staging, with words that mend it.
+func hint(err error, words string) error {
+	return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: words}
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
