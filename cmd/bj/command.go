@@ -48,13 +48,32 @@ func execute(ctx context.Context, e *env, args []string) error {
 		}
 	}
 	root := newRoot(e, table)
-	root.SetArgs(args)
+	root.SetArgs(shield(args))
 	return root.ExecuteContext(ctx)
+}
+
+// shielded marks an argument that begins like a flag and is none: a pattern
+// that subtracts, such as -//recipes/broken/... No argument of a program holds
+// this byte.
+const shielded = "\x00"
+
+// shield marks the patterns that subtract among args.
+func shield(args []string) []string {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if rest, ok := strings.CutPrefix(a, "-"); ok && rest != "" && strings.ContainsRune("/:.", rune(rest[0])) {
+			args[i] = shielded + a
+		}
+	}
+	return args
 }
 
 // checkName says what could have been meant by a command that is not there.
 func checkName(table []*command, name string) error {
-	names := []string{"help", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}
+	if name == cobra.ShellCompRequestCmd || name == cobra.ShellCompNoDescRequestCmd {
+		return nil
+	}
+	names := []string{"help"}
 	for _, c := range table {
 		names = append(names, c.name)
 	}
@@ -65,7 +84,7 @@ func checkName(table []*command, name string) error {
 		return usage("bj help lists the commands that are there", "bj %s does not have the command %q yet", version, name)
 	}
 	hint := "bj help lists the commands"
-	if near := lang.Nearest(name, append(names[:1], names[3:]...)); near != "" {
+	if near := lang.Nearest(name, names); near != "" {
 		hint = fmt.Sprintf("did you mean bj %s?", near)
 	} else if strings.HasPrefix(name, "//") || strings.HasPrefix(name, ":") {
 		hint = "to run recipes: bj test " + name
@@ -144,8 +163,13 @@ func newCommand(e *env, c *command) *cobra.Command {
 		Example:               c.example,
 		DisableFlagsInUseLine: true,
 		Args:                  cobra.ArbitraryArgs,
-		RunE:                  func(cmd *cobra.Command, args []string) error { return c.run(cmd.Context(), e, args) },
-		ValidArgsFunction:     cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for i := range args {
+				args[i] = strings.TrimPrefix(args[i], shielded)
+			}
+			return c.run(cmd.Context(), e, args)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().SortFlags = false
 	if c.flags != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -69,6 +70,24 @@ func (e *env) cacheDir() (string, error) {
 		return filepath.Join(home, ".cache", "bj"), nil
 	}
 	return "", withHint(errors.New("there is no folder for the cache: HOME is not set"), "name one: BJ_CACHE=/var/cache/bj")
+}
+
+// cache returns the folder of the cache, and what the command calls at its end.
+// With --no-cache it is a folder that nobody else sees, and that is removed.
+func (e *env) cache() (dir string, done func(), err error) {
+	if !e.noCache {
+		dir, err = e.cacheDir()
+		return dir, func() {}, err
+	}
+	dir, err = os.MkdirTemp("", "bj-no-cache-")
+	if err != nil {
+		return "", nil, fmt.Errorf("making a folder instead of the cache: %w", err)
+	}
+	return dir, func() {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintf(e.stderr, "bj: warning: removing %s: %v\n", dir, err)
+		}
+	}, nil
 }
 
 // resultsDir is where runs of the workspace are recorded: --results, else

@@ -96,9 +96,9 @@ func (e *env) report(err error) int {
 	case hint == "" && errors.As(err, &fault):
 		hint = fault.Hint
 	}
-	fmt.Fprintf(e.stderr, "bj: error: %s\n", indent(err.Error()))
+	fmt.Fprintf(e.stderr, "bj: error: %s\n", indent(err.Error(), 4))
 	if hint != "" {
-		fmt.Fprintf(e.stderr, "bj: hint: %s\n", indent(hint))
+		fmt.Fprintf(e.stderr, "bj: hint: %s\n", indent(hint, 4))
 	}
 	return code
 }
@@ -133,7 +133,7 @@ func plural(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// indent keeps the lines after the first below it.
-func indent(s string) string {
-	return strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n    ")
+// indent keeps the lines after the first below it, n columns in.
+func indent(s string, n int) string {
+	return strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n"+strings.Repeat(" ", n))
 }
