@@ -1,0 +1,290 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Addresses of the hub: the next hop of every machine, and the source of what
+// is dialled into an environment that supplies others.
+var (
+	hub4 = netip.MustParseAddr("198.18.255.254")
+	hub6 = netip.MustParseAddr("fd62:6a::ffff")
+)
+
+const (
+	witnessIn  = "w0" // whatever the filter lets through to a foreign address leaves here
+	witnessOut = "w1"
+	relayMark  = 1
+	relayTable = 100
+	// blackholeMetric is that of the routes which stay when a machine's link is
+	// gone: packets for a crashed machine vanish, and reach no witness.
+	blackholeMetric = 4096
+)
+
+// hubInterface is the hub's end of a machine's link.
+func hubInterface(index int) string { return fmt.Sprintf("m%d", index) }
+
+// hardwareAddr is a locally administered address: side 0 is the machine's end,
+// side 1 the hub's.
+func hardwareAddr(side, index int) net.HardwareAddr {
+	return net.HardwareAddr{0x02, 0x62, 0x6a, byte(side), byte(index >> 8), byte(index)}
+}
+
+// hubSysctls make the hub a router that says nothing by itself. A failure is
+// an error where the seal or a route depends on it.
+var hubSysctls = []struct {
+	name, value string
+	must        bool
+}{
+	{"ipv4/ip_forward", "1", true},
+	{"ipv6/conf/all/forwarding", "1", true},
+	{"ipv4/conf/all/rp_filter", "0", true},
+	{"ipv4/conf/default/rp_filter", "0", true},
+	{"ipv4/conf/all/accept_source_route", "0", true},
+	{"ipv4/conf/default/accept_source_route", "0", true},
+	{"ipv4/conf/all/send_redirects", "0", true},
+	{"ipv4/conf/default/send_redirects", "0", true},
+	{"ipv6/conf/all/accept_ra", "0", true},
+	{"ipv6/conf/default/accept_ra", "0", true},
+	{"ipv6/conf/default/accept_dad", "0", true},
+	{"ipv6/conf/default/addr_gen_mode", "1", false},
+	{"netfilter/nf_conntrack_tcp_loose", "0", false},
+}
+
+func setSysctl(name, value string) error {
+	// The folder of a network namespace is its process's own: all threads of
+	// the gateway are in the hub.
+	return os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0)
+}
+
+// hub is the network namespace that all machines of an environment hang on.
+type hub struct {
+	nl    *netlink.Handle
+	links []*machineLink
+}
+
+// machineLink is one machine's place at the hub.
+type machineLink struct {
+	index  int
+	v4, v6 netip.Addr
+	ns     *netlink.Handle // in the machine's namespace
+	nsFile *os.File
+}
+
+// newHub prepares the namespace of the calling process, with every link down.
+func newHub() (*hub, error) {
+	for _, s := range hubSysctls {
+		if err := setSysctl(s.name, s.value); err != nil && s.must && !missingIPv6(s.name, err) {
+			return nil, fmt.Errorf("setting net/%s of the hub: %w", s.name, err)
+		}
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening netlink in the hub: %w", err)
+	}
+	h := &hub{nl: nl}
+	if err := h.addVeth(witnessIn, witnessOut, -1, nil); err != nil {
+		return nil, fmt.Errorf("making the witness link: %w", err)
+	}
+	return h, nil
+}
+
+func missingIPv6(name string, err error) bool {
+	return len(name) > 4 && name[:4] == "ipv6" && errors.Is(err, os.ErrNotExist)
+}
+
+// addVeth makes a pair of links: name in the hub, and peer in the namespace of
+// ns, or in the hub where that is nil.
+func (h *hub) addVeth(name, peer string, index int, ns *os.File) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: peer}
+	if ns != nil {
+		v.PeerNamespace = netlink.NsFd(int(ns.Fd()))
+		v.HardwareAddr = hardwareAddr(1, index)
+		v.PeerHardwareAddr = hardwareAddr(0, index)
+	}
+	return h.nl.LinkAdd(v)
+}
+
+// attach links a machine's namespace to the hub, with both ends down.
+func (h *hub) attach(m machineConfig, ns *os.File) error {
+	if err := h.addVeth(hubInterface(m.Index), "eth0", m.Index, ns); err != nil {
+		return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
+	}
+	handle, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening netlink in %s: %w", m.Name, err)
+	}
+	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle, nsFile: ns})
+	return nil
+}
+
+// up brings all links, addresses and routes up. The rules must be in force by
+// then: this is the moment from which packets could flow.
+func (h *hub) up() error {
+	lo, err := h.nl.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding lo of the hub: %w", err)
+	}
+	if err := h.nl.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bringing up lo of the hub: %w", err)
+	}
+	for _, a := range []netip.Addr{hub4, hub6} {
+		if err := h.nl.AddrAdd(lo, address(a)); err != nil {
+			return fmt.Errorf("adding %s to the hub: %w", a, err)
+		}
+	}
+	for _, name := range []string{witnessIn, witnessOut} {
+		link, err := h.nl.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", name, err)
+		}
+		if err := h.nl.LinkSetARPOff(link); err != nil {
+			return fmt.Errorf("silencing %s: %w", name, err)
+		}
+		if err := h.nl.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bringing up %s: %w", name, err)
+		}
+		if name == witnessIn {
+			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+				r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everything(family), Scope: netlink.SCOPE_LINK, Family: family}
+				if err := h.nl.RouteAdd(r); err != nil {
+					return fmt.Errorf("routing to the witness: %w", err)
+				}
+			}
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rule := netlink.NewRule()
+		rule.Mark = relayMark
+		rule.Table = relayTable
+		rule.Family = family
+		if err := h.nl.RuleAdd(rule); err != nil {
+			return fmt.Errorf("adding the relay's routing rule: %w", err)
+		}
+		r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: everything(family), Table: relayTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Family: family}
+		if err := h.nl.RouteAdd(r); err != nil {
+			return fmt.Errorf("adding the relay's route: %w", err)
+		}
+	}
+	for _, m := range h.links {
+		if err := h.upMachine(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *hub) upMachine(m *machineLink) error {
+	name := hubInterface(m.index)
+	link, err := h.nl.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", name, err)
+	}
+	if err := h.nl.LinkSetARPOff(link); err != nil {
+		return fmt.Errorf("silencing %s: %w", name, err)
+	}
+	lo, err := m.ns.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding lo: %w", err)
+	}
+	eth, err := m.ns.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding eth0: %w", err)
+	}
+	for _, step := range []struct {
+		what string
+		nl   *netlink.Handle
+		link netlink.Link
+	}{{"lo", m.ns, lo}, {"eth0", m.ns, eth}, {name, h.nl, link}} {
+		if err := step.nl.LinkSetUp(step.link); err != nil {
+			return fmt.Errorf("bringing up %s: %w", step.what, err)
+		}
+	}
+	for _, way := range []struct{ self, next netip.Addr }{{m.v4, hub4}, {m.v6, hub6}} {
+		if err := m.ns.AddrAdd(eth, address(way.self)); err != nil {
+			return fmt.Errorf("adding %s: %w", way.self, err)
+		}
+		if err := m.ns.NeighAdd(neighbour(eth, way.next, hardwareAddr(1, m.index))); err != nil {
+			return fmt.Errorf("adding the neighbour %s: %w", way.next, err)
+		}
+		onlink := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: single(way.next), Scope: netlink.SCOPE_LINK}
+		if err := m.ns.RouteAdd(onlink); err != nil {
+			return fmt.Errorf("routing to %s: %w", way.next, err)
+		}
+		all := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: everything(family(way.self)), Gw: way.next.AsSlice(), Src: way.self.AsSlice()}
+		if err := m.ns.RouteAdd(all); err != nil {
+			return fmt.Errorf("routing everything through %s: %w", way.next, err)
+		}
+		if err := h.nl.NeighAdd(neighbour(link, way.self, hardwareAddr(0, m.index))); err != nil {
+			return fmt.Errorf("adding the neighbour %s: %w", way.self, err)
+		}
+		to := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: single(way.self), Scope: netlink.SCOPE_LINK}
+		if way.self.Is4() {
+			to.Src = hub4.AsSlice()
+		} else {
+			to.Src = hub6.AsSlice()
+		}
+		if err := h.nl.RouteAdd(to); err != nil {
+			return fmt.Errorf("routing to %s: %w", way.self, err)
+		}
+		gone := &netlink.Route{Dst: single(way.self), Type: unix.RTN_BLACKHOLE, Priority: blackholeMetric}
+		if err := h.nl.RouteAdd(gone); err != nil {
+			return fmt.Errorf("adding the blackhole behind %s: %w", way.self, err)
+		}
+	}
+	return nil
+}
+
+// leaked returns how many packets have left through the witness.
+func (h *hub) leaked() (int64, error) {
+	link, err := h.nl.LinkByName(witnessIn)
+	if err != nil {
+		return 0, fmt.Errorf("reading the witness: %w", err)
+	}
+	stats := link.Attrs().Statistics
+	if stats == nil {
+		return 0, errors.New("reading the witness: the kernel keeps no counters")
+	}
+	return int64(stats.TxPackets + stats.TxDropped), nil
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+func everything(family int) *net.IPNet {
+	if family == netlink.FAMILY_V4 {
+		return &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	}
+	return &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+}
+
+func single(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+func address(a netip.Addr) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: single(a)}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	return addr
+}
+
+func neighbour(link netlink.Link, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac}
+}

@@ -1,0 +1,276 @@
+// Package ns is the embedded provider: environments made of Linux namespaces,
+// which need a kernel and nothing else, as root or as an ordinary user.
+//
+//	bj ── control ── gateway ─┬─ machine   first process = agent
+//	 │               (hub)    ├─ machine
+//	 └── agent's channels ────┘
+//
+// An environment is a tree of processes. Its gateway is the first process of a
+// pid namespace, so that the kernel ends everything with it, and its network
+// namespace is the hub, from which no link, route or address leads anywhere.
+// Each machine is the first process of namespaces of its own, below a user
+// namespace in which its root is root, with one link to the hub. Whatever
+// leaves a machine is judged in the hub, out of that root's reach; loopback is
+// judged by a table that the gateway holds (flags owner).
+//
+// The only way out is the relay in the gateway, which asks bj over the control
+// channel to dial, and gets a connected socket. If bj dies, the kernel kills
+// the gateway (its parent-death signal), and with it everything.
+//
+// What the kernel does not end by itself are cgroups and the lease's file; bj
+// removes them, or the next bj, when the file's lock has no holder.
+package ns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+)
+
+// The hidden commands by which bj starts itself.
+const (
+	gatewayCommand = "__gateway"
+	machineCommand = "__machine"
+)
+
+// Main runs the hidden command that args (os.Args) ask for, and reports whether
+// there was one. It must be called before anything else of the program: every
+// machine pays for what runs earlier.
+func Main(args []string) (handled bool, err error) {
+	if len(args) < 2 {
+		return false, nil
+	}
+	switch args[1] {
+	case gatewayCommand:
+		return true, gatewayMain()
+	case machineCommand:
+		return true, machineMain()
+	}
+	return false, nil
+}
+
+// Options are the provider's settings; the zero value is the default.
+type Options struct {
+	// Agent is the program that answers Main's commands: bj itself if empty. It
+	// must be readable by those who run it, and need not be static.
+	Agent string
+	// State is the folder of leases: /run/bj for root, a folder below
+	// $XDG_RUNTIME_DIR or the folder for temporary files for others.
+	State string
+	// Notice takes words for people, such as which limits cannot be kept. Each
+	// is said once.
+	Notice func(string)
+}
+
+// Provider leases environments made of namespaces.
+type Provider struct {
+	opts  Options
+	root  bool
+	once  sync.Once
+	etc   []string // what is hidden of /etc
+	etcOK error
+	cg    hierarchies
+}
+
+// New returns the provider. It does nothing to the host.
+func New(opts Options) *Provider {
+	if opts.Agent == "" {
+		opts.Agent = "/proc/self/exe"
+	}
+	if opts.State == "" {
+		opts.State = stateDir()
+	}
+	return &Provider{opts: opts, root: os.Geteuid() == 0}
+}
+
+func stateDir() string {
+	switch dir := os.Getenv("XDG_RUNTIME_DIR"); {
+	case os.Geteuid() == 0:
+		return "/run/bj"
+	case dir != "":
+		return filepath.Join(dir, "bj")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("bj-%d", os.Geteuid()))
+}
+
+// Name implements sandbox.Provider.
+func (p *Provider) Name() string { return "namespace" }
+
+// Check implements sandbox.Provider: it leases one machine, seals it and runs a
+// command, since nothing less tells whether that works.
+func (p *Provider) Check(ctx context.Context) error {
+	env, err := p.Lease(ctx, sandbox.Spec{Owner: "doctor", Machines: []sandbox.MachineSpec{{
+		Name: "probe", CPUs: 1, Memory: 64 << 20, Disk: 16 << 20,
+		V4: netip.MustParseAddr("198.18.0.10"), V6: netip.MustParseAddr("fd62:6a::10"),
+	}}})
+	if err != nil {
+		return err
+	}
+	defer env.Release(context.WithoutCancel(ctx))
+	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
+		return err
+	}
+	proc, err := env.Machines()[0].Start(ctx, sandbox.Command{Argv: []string{"/bin/true"}, Unit: "probe"}, func(sandbox.Stream, []byte) {})
+	if err != nil {
+		return sandbox.AsError(err, sandbox.CodeLease)
+	}
+	exit, err := proc.Wait(ctx)
+	if err != nil {
+		return sandbox.AsError(err, sandbox.CodeLease)
+	}
+	if exit.Code != 0 {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("running /bin/true in a machine: exit code %d", exit.Code)}
+	}
+	return nil
+}
+
+// Reap implements sandbox.Provider.
+func (p *Provider) Reap(ctx context.Context) ([]string, error) { return reap(ctx, p.opts.State) }
+
+// prepare reads once what does not change between leases.
+func (p *Provider) prepare() {
+	p.once.Do(func() {
+		p.cg = findHierarchies()
+		if !p.root {
+			p.cg = hierarchies{}
+		}
+		p.etc, p.etcOK = hiddenEtc()
+		if p.opts.Notice == nil {
+			return
+		}
+		if !p.root {
+			p.opts.Notice("running as an ordinary user: machines have no CPU and memory limits, and uid 0 alone")
+		} else if !p.cg.limited() {
+			p.opts.Notice("this host has no usable cgroup controllers: machines have no CPU and memory limits")
+		}
+	})
+}
+
+// Lease implements sandbox.Provider.
+func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Environment, error) {
+	p.prepare()
+	if p.etcOK != nil {
+		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: p.etcOK}
+	}
+	if err := p.checkSpec(spec); err != nil {
+		return nil, err
+	}
+	l, rec, err := newLease(p.opts.State, leaseRecord{Owner: spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, p.cg.folders)
+	if err != nil {
+		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
+	}
+	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, lost: make(chan struct{}), ended: make(chan struct{})}
+	if err := e.start(ctx); err != nil {
+		e.Release(context.WithoutCancel(ctx))
+		return nil, explain(err)
+	}
+	return e, nil
+}
+
+// checkSpec refuses what this host cannot give.
+func (p *Provider) checkSpec(spec sandbox.Spec) error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("reading the host's memory: %w", err)
+	}
+	total := int64(info.Totalram) * int64(info.Unit)
+	var sum int64
+	for _, m := range spec.Machines {
+		sum += m.Memory
+		if m.Image != nil && !m.Image.Host {
+			return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("leasing %s: this version cannot build the image %q yet", m.Name, m.Image.Name), Hint: "leave image out, or use image(host = True)"}
+		}
+		if !m.V4.Is4() || !m.V6.Is6() {
+			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
+		}
+	}
+	if sum > total {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("the machines ask for %d MiB of memory, this host has %d", sum>>20, total>>20), Hint: "ask for less memory, or run it on a larger host"}
+	}
+	return nil
+}
+
+// startGateway starts the gateway with its end of the control channel.
+func (e *environment) startGateway(control *os.File) error {
+	cmd := exec.Command(e.provider.opts.Agent)
+	cmd.Args = []string{"bj", gatewayCommand}
+	cmd.Env = []string{}
+	cmd.ExtraFiles = []*os.File{control, e.lease.file}
+	cmd.Stderr = &e.stderr
+	attr := &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	if !e.provider.root {
+		attr.Cloneflags |= syscall.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+	cmd.SysProcAttr = attr
+	e.cmd = cmd
+	started := make(chan error, 1)
+	go func() {
+		// The parent-death signal comes when the thread that started the process
+		// ends, so this one must stay for as long as the gateway.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(e.ended)
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("starting the gateway: %w", err)
+	}
+	return nil
+}
+
+// explain adds to an error of leasing what mends it.
+func explain(err error) error {
+	var e *sandbox.Error
+	if errors.As(err, &e) {
+		return err
+	}
+	e = &sandbox.Error{Code: sandbox.CodeLease, Err: err}
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	text := err.Error()
+	read := func(path string) string {
+		b, _ := os.ReadFile(path)
+		return strings.TrimSpace(string(b))
+	}
+	switch {
+	case strings.Contains(text, "starting the gateway") || strings.Contains(text, "operation not permitted") || strings.Contains(text, "permission denied"):
+		switch {
+		case read("/proc/sys/user/max_user_namespaces") == "0":
+			e.Hint = "user namespaces are off: sysctl -w user.max_user_namespaces=15000"
+		case read("/proc/sys/kernel/unprivileged_userns_clone") == "0" && os.Geteuid() != 0:
+			e.Hint = "user namespaces are for root only here: sysctl -w kernel.unprivileged_userns_clone=1, or run bj as root"
+		case read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" && os.Geteuid() != 0:
+			e.Hint = "AppArmor keeps user namespaces from ordinary users: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run bj as root"
+		case os.Geteuid() == 0:
+			e.Hint = "root lacks a capability or a system call here, as in most containers: run bj on the host, or in a container with --privileged"
+		default:
+			e.Hint = "an ordinary user needs user namespaces; bj doctor says more"
+		}
+	case errno == syscall.ENOSPC:
+		e.Hint = "the kernel's limit of namespaces is reached: sysctl user.max_user_namespaces"
+	}
+	return e
+}
+
+var _ sandbox.Provider = (*Provider)(nil)
