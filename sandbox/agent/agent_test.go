@@ -1,0 +1,254 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+)
+
+// roleVar makes the test binary something else: the guest, or a program that a
+// command in the guest runs.
+const roleVar = "AGENT_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	switch role := os.Getenv(roleVar); role {
+	case "":
+		os.Exit(m.Run())
+	case "guest":
+		if err := guestMain(); err != nil {
+			fmt.Fprintln(os.Stderr, "guest:", err)
+			os.Exit(1)
+		}
+	default:
+		helpers[role]()
+	}
+}
+
+// guestMain is the first process of a test's machine.
+func guestMain() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("making mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("mounting proc: %w", err)
+	}
+	f := os.NewFile(3, "conn")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return Serve(context.Background(), conn, Options{
+		CgroupRoot: os.Getenv("AGENT_TEST_CGROUP"),
+		OOMEvents:  os.Getenv("AGENT_TEST_OOM"),
+	})
+}
+
+// A machine is a guest in namespaces of its own.
+type machine struct {
+	*Client
+	guest  *exec.Cmd
+	stderr *bytes.Buffer
+	cgroup string
+}
+
+// variants are the machines that every test of behaviour runs on.
+func variants(t *testing.T, f func(t *testing.T, m *machine)) {
+	t.Helper()
+	t.Run("cgroups", func(t *testing.T) { f(t, newMachine(t, true)) })
+	t.Run("marks", func(t *testing.T) { f(t, newMachine(t, false)) })
+}
+
+// newMachine starts a guest; with cgroups, if the host lets it, as root of 65536
+// ids, else as an ordinary user would, with one id.
+func newMachine(t *testing.T, cgroups bool) *machine {
+	t.Helper()
+	m := &machine{stderr: &bytes.Buffer{}}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "guest")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.guest = exec.Command("/proc/self/exe")
+	m.guest.Env = []string{roleVar + "=guest"}
+	m.guest.ExtraFiles = []*os.File{theirs}
+	m.guest.Stderr = m.stderr
+	size := 1
+	m.guest.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS |
+			syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+		Pdeathsig: syscall.SIGKILL,
+	}
+	if cgroups {
+		m.cgroup = testCgroup(t)
+		m.guest.Env = append(m.guest.Env, "AGENT_TEST_CGROUP="+m.cgroup)
+		m.guest.SysProcAttr.GidMappingsEnableSetgroups = true
+		size = 65536
+	}
+	m.guest.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: size}}
+	m.guest.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: size}}
+	if err := m.guest.Start(); err != nil {
+		conn.Close()
+		t.Skipf("starting a machine: %v", err)
+	}
+	t.Cleanup(func() {
+		m.guest.Process.Kill()
+		m.guest.Wait()
+		if t.Failed() && m.stderr.Len() > 0 {
+			t.Logf("guest: %s", m.stderr)
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if m.Client, err = NewClient(ctx, conn); err != nil {
+		m.guest.Wait()
+		t.Fatalf("%v: %s", err, m.stderr)
+	}
+	t.Cleanup(func() { m.conn.Close() })
+	return m
+}
+
+// testCgroup makes a cgroup2 folder, removed after the machine.
+func testCgroup(t *testing.T) string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if !strings.Contains(line, " - cgroup2 ") || len(f) < 5 {
+			continue
+		}
+		dir, err := os.MkdirTemp(f[4], "bj-agent-test-")
+		if err != nil {
+			t.Skipf("no cgroup2 folder can be made: %v", err)
+		}
+		t.Cleanup(func() {
+			eventually(t, "removing the cgroup", func() bool {
+				filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error { return nil })
+				return removeCgroup(dir) == nil
+			})
+		})
+		return dir
+	}
+	t.Skip("no cgroup2 file system")
+	return ""
+}
+
+func removeCgroup(dir string) error {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	return unix.Rmdir(dir)
+}
+
+// eventually polls until cond holds.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not in 20 s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// testContext bounds one test's waits.
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// A transcript collects output.
+type transcript struct {
+	mu  sync.Mutex
+	out map[sandbox.Stream]*bytes.Buffer
+}
+
+func newTranscript() *transcript {
+	return &transcript{out: map[sandbox.Stream]*bytes.Buffer{sandbox.Stdout: {}, sandbox.Stderr: {}}}
+}
+
+func (tr *transcript) write(s sandbox.Stream, b []byte) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.out[s].Write(b)
+}
+
+func (tr *transcript) String(s sandbox.Stream) string {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.out[s].String()
+}
+
+// run runs a command to its end.
+func (m *machine) run(t *testing.T, c sandbox.Command) (stdout, stderr string, e sandbox.Exit) {
+	t.Helper()
+	tr := newTranscript()
+	p, err := m.Start(testContext(t), c, tr.write)
+	if err != nil {
+		t.Fatalf("starting %q: %v", c.Script, err)
+	}
+	if e, err = p.Wait(testContext(t)); err != nil {
+		t.Fatalf("waiting for %q: %v", c.Script, err)
+	}
+	return tr.String(sandbox.Stdout), tr.String(sandbox.Stderr), e
+}
+
+// script runs a script that must succeed, and returns its output.
+func (m *machine) script(t *testing.T, s string) string {
+	t.Helper()
+	out, errs, e := m.run(t, sandbox.Command{Script: s, Unit: "test"})
+	if e.Code != 0 {
+		t.Fatalf("%q: %+v\n%s%s", s, e, out, errs)
+	}
+	return out
+}
+
+func TestRun(t *testing.T) {
+	variants(t, func(t *testing.T, m *machine) {
+		if out := m.script(t, "echo hello; pwd; id -u"); out != "hello\n/root\n0\n" {
+			t.Errorf("got %q", out)
+		}
+		for _, c := range []struct {
+			script string
+			want   sandbox.Exit
+		}{
+			{"exit 7", sandbox.Exit{Code: 7}},
+			{"false; exit 0", sandbox.Exit{Code: 1}},
+			{"kill -TERM $$; sleep 9", sandbox.Exit{Code: 143, Signal: "SIGTERM"}},
+			{"sh -c 'kill -KILL $$'", sandbox.Exit{Code: 137}},
+		} {
+			if _, _, e := m.run(t, sandbox.Command{Script: c.script}); e != c.want {
+				t.Errorf("%q: %+v, want %+v", c.script, e, c.want)
+			}
+		}
+		if err := m.Close(testContext(t)); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
+}

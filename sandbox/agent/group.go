@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A group is everything that one command started, however it forked, changed
+// its session or daemonized. Its name is the command's id.
+type group struct {
+	unit string
+	name uint32
+}
+
+// A tracker knows what belongs to which group. There are two: cgroups where
+// the agent has a folder for them, marks where it has not.
+type tracker interface {
+	// prepare sets attr so that what this thread forks next is in gr. The
+	// result is called when that is done.
+	prepare(gr group, attr *syscall.SysProcAttr) (forked func(), err error)
+	// kill kills all of groups, waits until they are gone, and returns how many
+	// processes there were.
+	kill(groups []group, deadline time.Time) (int, error)
+	// sweep forgets those of groups of which nothing lives, and returns them.
+	// Their commands have ended. It may put that off.
+	sweep(groups []group) []group
+	// close lets go of what the tracker holds.
+	close()
+}
+
+// errAlive is what remains to be said when the kernel does not let go.
+var errAlive = errors.New("processes do not end")
+
+func newTracker(o Options) (tracker, error) {
+	if o.CgroupRoot != "" {
+		return newCgroups(o.CgroupRoot)
+	}
+	return newMarks()
+}
+
+// pause waits a little longer each time, so that the usual case, in which the
+// kernel needs a millisecond, is not made to wait.
+func pause(try int) {
+	time.Sleep(min(time.Duration(1+try)*200*time.Microsecond, 20*time.Millisecond))
+}
+
+// cgroups is the tracker that gives each group a cgroup2 folder. It keeps no
+// state but the file system's.
+type cgroups struct{ root *os.File }
+
+func newCgroups(root string) (*cgroups, error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("opening the cgroup folder: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		f.Close()
+		return nil, fmt.Errorf("opening the cgroup folder: %s is not on a cgroup2 file system", root)
+	}
+	return &cgroups{root: f}, nil
+}
+
+func (t *cgroups) close() { t.root.Close() }
+
+// folder is u-UNIT/c-NAME. The prefixes keep units apart from cgroup's own
+// files; all groups of one unit share a parent, which rules can match.
+func (gr group) folder() string {
+	return path.Join("u-"+gr.unit, "c-"+strconv.FormatUint(uint64(gr.name), 10))
+}
+
+func (t *cgroups) prepare(gr group, attr *syscall.SysProcAttr) (func(), error) {
+	root := int(t.root.Fd())
+	folder := gr.folder()
+	err := unix.Mkdirat(root, folder, 0o755)
+	if errors.Is(err, unix.ENOENT) {
+		if err = unix.Mkdirat(root, path.Dir(folder), 0o755); err == nil {
+			err = unix.Mkdirat(root, folder, 0o755)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making cgroup %s: %w", folder, err)
+	}
+	fd, err := unix.Openat(root, folder, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening cgroup %s: %w", folder, err)
+	}
+	attr.UseCgroupFD, attr.CgroupFD = true, fd
+	return func() { unix.Close(fd) }, nil
+}
+
+func (t *cgroups) kill(groups []group, deadline time.Time) (int, error) {
+	n := 0
+	var errs []error
+	for _, gr := range groups {
+		k, err := t.count(gr.folder())
+		n += k
+		if err == nil {
+			err = t.write(path.Join(gr.folder(), "cgroup.kill"), "1")
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for _, gr := range groups {
+		for try := 0; ; try++ {
+			b, err := t.read(path.Join(gr.folder(), "cgroup.events"))
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.Contains(string(b), "populated 1") {
+				break
+			}
+			if err == nil && time.Now().After(deadline) {
+				err = errAlive
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("waiting for cgroup %s: %w", gr.folder(), err))
+				break
+			}
+			pause(try)
+		}
+	}
+	return n, errors.Join(errs...)
+}
+
+// sweep removes the folders that are empty, those of units as well.
+func (t *cgroups) sweep(groups []group) []group {
+	root := int(t.root.Fd())
+	var gone []group
+	for _, gr := range groups {
+		err := unix.Unlinkat(root, gr.folder(), unix.AT_REMOVEDIR)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			gone = append(gone, gr)
+			unix.Unlinkat(root, path.Dir(gr.folder()), unix.AT_REMOVEDIR)
+		}
+	}
+	return gone
+}
+
+// count counts the processes of a folder and of those that they made below.
+func (t *cgroups) count(folder string) (int, error) {
+	b, err := t.read(path.Join(folder, "cgroup.procs"))
+	if err != nil {
+		return 0, err
+	}
+	n := strings.Count(string(b), "\n")
+	f, err := openat(t.root, folder, unix.O_DIRECTORY)
+	if err != nil {
+		return n, err
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	for _, e := range entries {
+		if e.IsDir() {
+			k, _ := t.count(path.Join(folder, e.Name()))
+			n += k
+		}
+	}
+	return n, err
+}
+
+func (t *cgroups) read(name string) ([]byte, error) {
+	f, err := openat(t.root, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func (t *cgroups) write(name, value string) error {
+	f, err := openat(t.root, name, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(value)
+	return err
+}
+
+// openat opens name below dir, which need not have a path any more.
+func openat(dir *os.File, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
