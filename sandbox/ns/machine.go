@@ -44,6 +44,13 @@ func machineMain() error {
 		if err := unix.Sethostname([]byte(msg.Machine.Name)); err != nil {
 			return "", fmt.Errorf("setting the host name: %w", err)
 		}
+		// No address but those given, and no question by the kernel itself. The
+		// uplink is made after this, and takes its settings from here.
+		for name, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "router_solicitations": "0"} {
+			if err := setSysctl("ipv6/conf/default/"+name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return "", fmt.Errorf("setting net/ipv6/conf/default/%s: %w", name, err)
+			}
+		}
 		// Ping sockets for everyone, as distributions have it. A range that the
 		// user namespace does not map is refused, which is no loss.
 		for _, ids := range []string{"0 65535", "0 0"} {
