@@ -49,6 +49,9 @@ type Spec struct {
 	Deadline time.Time     // after it the provider may destroy the lease; zero means none
 	Machines []MachineSpec // in order
 	Policy   Policy
+	// Users are the accounts, beside root, that commands will run as. A provider
+	// that cannot give them their ids refuses the lease (CodeLimits).
+	Users []string
 	// Dial is the only way out: the relay calls it for each new connection that
 	// Policy allows, and the machine's handshake completes only if it returns
 	// without an error. Network is "tcp", "udp" or "icmp". The connection must

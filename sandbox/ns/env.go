@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -43,6 +44,7 @@ type environment struct {
 	mu       sync.Mutex
 	sealed   bool
 	policy   sandbox.Policy
+	canaries map[canaryKey]bool // what bj itself has tried, which is not reported
 	release  sync.Once
 	released bool
 	relErr   error
@@ -241,8 +243,12 @@ func (e *environment) Seal(ctx context.Context, p sandbox.Policy) error {
 
 func (e *environment) Blocked(ctx context.Context) ([]sandbox.Flow, error) {
 	var a flowsAnswer
-	_, err := e.peer.call(ctx, "flows", struct{}{}, &a)
-	return a.Blocked, err
+	if _, err := e.peer.call(ctx, "flows", struct{}{}, &a); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.DeleteFunc(a.Blocked, func(f sandbox.Flow) bool { return e.canaries[keyOfFlow(f)] }), nil
 }
 
 func (e *environment) Used(ctx context.Context) ([]sandbox.Use, error) {
@@ -376,5 +382,3 @@ func (b *limitedBuffer) String() string {
 }
 
 var _ sandbox.Environment = (*environment)(nil)
-
-func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) { return nil, nil }

@@ -172,7 +172,7 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 	if err != nil {
 		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
 	}
-	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, lost: make(chan struct{}), ended: make(chan struct{})}
+	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, canaries: map[canaryKey]bool{}, lost: make(chan struct{}), ended: make(chan struct{})}
 	if err := e.start(ctx); err != nil {
 		e.Release(context.WithoutCancel(ctx))
 		return nil, explain(err)
@@ -196,6 +196,9 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 		if !m.V4.Is4() || !m.V6.Is6() {
 			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
 		}
+	}
+	if len(spec.Users) > 0 && !p.root {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("a step runs as %s, and an ordinary user's machines have uid 0 alone", spec.Users[0]), Hint: "run bj as root"}
 	}
 	if sum > total {
 		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("the machines ask for %d MiB of memory, this host has %d", sum>>20, total>>20), Hint: "ask for less memory, or run it on a larger host"}

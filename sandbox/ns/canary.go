@@ -1,0 +1,289 @@
+package ns
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"bj/fleet"
+	"bj/sandbox"
+	"bj/sandbox/agent"
+)
+
+// canaryDeadline bounds the wait for a probe to be seen where it was stopped.
+const canaryDeadline = 3 * time.Second
+
+// witnesses are the host's own ends that no probe may reach: a port on the
+// host's loopback, and an abstract socket, which belongs to a network
+// namespace and is no file.
+type witnesses struct {
+	tcp  net.Listener
+	unix net.Listener
+	name string
+	hits chan string
+}
+
+func newWitnesses() (*witnesses, error) {
+	w := &witnesses{name: fmt.Sprintf("bj-witness-%x", rand.Uint64()), hits: make(chan string, 16)}
+	var err error
+	if w.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("listening as a witness: %w", err)
+	}
+	if w.unix, err = net.Listen("unix", "@"+w.name); err != nil {
+		w.tcp.Close()
+		return nil, fmt.Errorf("listening as a witness: %w", err)
+	}
+	for _, l := range []net.Listener{w.tcp, w.unix} {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+				select {
+				case w.hits <- l.Addr().Network() + " " + l.Addr().String():
+				default:
+				}
+			}
+		}()
+	}
+	return w, nil
+}
+
+func (w *witnesses) close() { w.tcp.Close(); w.unix.Close() }
+
+// port returns the port of the host's loopback that listens.
+func (w *witnesses) port() uint16 { return w.tcp.Addr().(*net.TCPAddr).AddrPort().Port() }
+
+// probe is one thing to try, and how it is told that it was stopped.
+type probe struct {
+	agent.Probe
+	text string
+	// refused: the machine's own kernel must refuse it. Otherwise it must be
+	// seen among the dropped packets, unless it could not even be sent.
+	refused bool
+}
+
+// canaryProbes returns what is tried from inside the machine m. Where a policy
+// allows a destination, another one is tried, and none where everything of the
+// kind is allowed.
+func canaryProbes(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec, w *witnesses) []probe {
+	var ps []probe
+	add := func(kind agent.ProbeKind, network string, addr netip.Addr, ports ...uint16) {
+		for range 8 {
+			port := uint16(20000 + rand.IntN(40000))
+			if len(ports) > 0 {
+				port = ports[0]
+			}
+			to := netip.AddrPortFrom(addr, port)
+			if opens(p, m, peers, network, to) {
+				if len(ports) > 0 {
+					return
+				}
+				continue
+			}
+			if network == "icmp" {
+				to = netip.AddrPortFrom(addr, 0)
+			}
+			ps = append(ps, probe{Probe: agent.Probe{Kind: kind, To: to}, text: fmt.Sprintf("%s %s", kind, printed(to))})
+			return
+		}
+	}
+	// Addresses for documentation, from a range wide enough that equal ones of
+	// the recipe are unlikely; the canary's own are left out of what is reported.
+	out4 := netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + rand.IntN(254))})
+	out6 := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xff, 0xff, byte(rand.IntN(256)), byte(rand.IntN(256)), 15: byte(1 + rand.IntN(254))})
+	lo4, lo6 := netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+	for _, a := range []netip.Addr{out4, out6, lo4, lo6, m.V4, m.V6} {
+		add(agent.ProbeTCP, "tcp", a)
+		add(agent.ProbeUDP, "udp", a)
+	}
+	for _, a := range []netip.Addr{out4, out6} {
+		add(agent.ProbeICMP, "icmp", a)
+	}
+	add(agent.ProbeTCP, "tcp", lo4, w.port())
+	add(agent.ProbeTCP, "tcp", netip.AddrFrom4([4]byte{169, 254, 169, 254}))
+	add(agent.ProbeUDP, "udp", netip.AddrFrom4([4]byte{224, 0, 0, 251}))
+	for _, peer := range peers {
+		if peer.Name != m.Name {
+			add(agent.ProbeTCP, "tcp", peer.V4)
+			add(agent.ProbeTCP, "tcp", peer.V6)
+			add(agent.ProbeUDP, "udp", peer.V4)
+			add(agent.ProbeUDP, "udp", peer.V6)
+			break // one neighbour tells as much as all
+		}
+	}
+	ps = append(ps,
+		probe{Probe: agent.Probe{Kind: agent.ProbeIP, To: netip.AddrPortFrom(out4, 0), Protocol: 132}, text: fmt.Sprintf("ip/132 %s", out4)},
+		probe{Probe: agent.Probe{Kind: agent.ProbeUnix, Name: w.name}, text: "unix @" + w.name, refused: true},
+		probe{Probe: agent.Probe{Kind: agent.ProbeVsock, CID: 2, Port: 1}, text: "vsock 2:1", refused: true},
+		probe{Probe: agent.Probe{Kind: agent.ProbeXDP}, text: "a socket that bypasses the network stack", refused: true},
+	)
+	return ps
+}
+
+func printed(to netip.AddrPort) string {
+	if to.Port() == 0 {
+		return to.Addr().String()
+	}
+	return to.String()
+}
+
+// opens reports whether a policy lets the machine m reach to.
+func opens(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec, network string, to netip.AddrPort) bool {
+	for _, a := range p.Allows {
+		if len(a.Machines) > 0 && !slices.Contains(a.Machines, m.Name) {
+			continue
+		}
+		if a.Protocol == network && a.Prefix.Contains(to.Addr()) && (network == "icmp" || a.First <= to.Port() && to.Port() <= a.Last) {
+			return true
+		}
+	}
+	inside := to.Addr().IsLoopback() || slices.ContainsFunc(peers, func(q sandbox.MachineSpec) bool { return to.Addr() == q.V4 || to.Addr() == q.V6 })
+	return inside && slices.ContainsFunc(p.Internal, func(r fleet.Ports) bool {
+		return r.Protocol == network && r.First <= to.Port() && to.Port() <= r.Last
+	})
+}
+
+// canaryKey is by what a probe is known among dropped packets.
+type canaryKey struct {
+	machine  string
+	protocol string
+	to       netip.AddrPort
+}
+
+func keyOf(machine string, p probe) canaryKey {
+	protocol := string(p.Kind)
+	to := p.To
+	switch p.Kind {
+	case agent.ProbeICMP:
+		if to.Addr().Is6() {
+			protocol = "icmpv6"
+		}
+	case agent.ProbeIP:
+		protocol = fmt.Sprintf("ip/%d", p.Protocol)
+	}
+	return canaryKey{machine, protocol, to}
+}
+
+func keyOfFlow(f sandbox.Flow) canaryKey { return canaryKey{f.Machine, f.Protocol, f.Destination} }
+
+// Canaries implements sandbox.Environment. A probe holds if nothing came back
+// and it was either refused by the machine's own kernel or seen where the seal
+// drops packets; that it was merely not answered is not enough. In the end the
+// witness link must be silent.
+func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
+	ctx, cancel := context.WithTimeout(ctx, canaryDeadline+10*time.Second)
+	defer cancel()
+	w, err := newWitnesses()
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	e.mu.Lock()
+	policy := e.policy
+	e.mu.Unlock()
+
+	type tried struct {
+		g        *guest
+		probes   []probe
+		outcomes []agent.Outcome
+	}
+	var all []tried
+	for i, g := range e.machines {
+		select {
+		case <-g.client.Lost():
+			continue // crashed: nothing speaks there any more
+		default:
+		}
+		t := tried{g: g, probes: canaryProbes(policy, e.spec.Machines[i], e.spec.Machines, w)}
+		e.mu.Lock()
+		for _, p := range t.probes {
+			e.canaries[keyOf(g.name, p)] = true
+		}
+		e.mu.Unlock()
+		raw := make([]agent.Probe, len(t.probes))
+		for j, p := range t.probes {
+			raw[j] = p.Probe
+		}
+		if t.outcomes, err = g.client.Probe(ctx, raw); err != nil {
+			return nil, fmt.Errorf("trying canaries on %s: %w", g.name, err)
+		}
+		all = append(all, t)
+	}
+	// Wait until every probe that was sent has been seen being dropped.
+	var seen map[canaryKey]bool
+	deadline := time.Now().Add(canaryDeadline)
+	for {
+		if seen, err = e.dropped(ctx); err != nil {
+			return nil, err
+		}
+		missing := false
+		for _, t := range all {
+			for j, p := range t.probes {
+				missing = missing || (!p.refused && t.outcomes[j].State == agent.Sent && !seen[keyOf(t.g.name, p)])
+			}
+		}
+		if !missing || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	var result []sandbox.Canary
+	for _, t := range all {
+		// A second look: an answer may have come meanwhile.
+		outcomes, err := t.g.client.Probed(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("looking at canaries on %s: %w", t.g.name, err)
+		}
+		for j, p := range t.probes {
+			c := sandbox.Canary{Machine: t.g.name, Probe: p.text, Held: true}
+			switch o := outcomes[j]; {
+			case o.State == agent.Connected || o.State == agent.Answered:
+				c.Held, c.Detail = false, "it was answered"
+			case o.State == agent.Refused:
+			case p.refused:
+				c.Held, c.Detail = false, "the machine's kernel did not refuse it"
+			case !seen[keyOf(t.g.name, p)]:
+				c.Held, c.Detail = false, fmt.Sprintf("it was sent, and nobody saw it stopped within %s", canaryDeadline)
+			}
+			result = append(result, c)
+		}
+	}
+	leak := sandbox.Canary{Probe: "witness: packets that left the hub", Held: true}
+	var answer witnessAnswer
+	if _, err := e.peer.call(ctx, "witness", struct{}{}, &answer); err != nil {
+		return nil, err
+	}
+	if answer.Leaked != 0 {
+		leak.Held, leak.Detail = false, fmt.Sprintf("%d packets", answer.Leaked)
+	}
+	select {
+	case hit := <-w.hits:
+		leak.Held, leak.Detail = false, "a machine reached the host at "+hit
+	default:
+	}
+	return append(result, leak), nil
+}
+
+// dropped returns what the seal was seen to drop so far.
+func (e *environment) dropped(ctx context.Context) (map[canaryKey]bool, error) {
+	var a flowsAnswer
+	if _, err := e.peer.call(ctx, "flows", struct{}{}, &a); err != nil {
+		return nil, err
+	}
+	seen := map[canaryKey]bool{}
+	for _, f := range a.Blocked {
+		seen[keyOfFlow(f)] = true
+	}
+	return seen, nil
+}
