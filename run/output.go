@@ -1,0 +1,358 @@
+package run
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"regexp"
+	"regexp/syntax"
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"bj/sandbox"
+)
+
+const (
+	maskText      = "***"
+	maxText       = 32 << 10 // bytes of text in one output event
+	maxTail       = 64 << 10 // bytes kept of the end of a command's output
+	maxCapture    = 64 << 10 // bytes that a step may capture
+	minMaskedLine = 4        // a shorter line of a secret would mask half of everything
+)
+
+// mask is the set of values that nobody may see. Values can be added while
+// text is being masked.
+type mask struct {
+	mu     sync.RWMutex
+	values [][]byte // longest first
+	first  [256]bool
+}
+
+// add hides value, and each of its lines if it has several.
+func (m *mask) add(value string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	hide := []string{value, strings.TrimRight(value, "\r\n")}
+	if lines := strings.Split(value, "\n"); len(lines) > 1 {
+		for _, line := range lines {
+			if line = strings.TrimSpace(line); len(line) >= minMaskedLine {
+				hide = append(hide, line)
+			}
+		}
+	}
+	for _, h := range hide {
+		if h == "" || slices.ContainsFunc(m.values, func(v []byte) bool { return string(v) == h }) {
+			continue
+		}
+		m.values = append(m.values, []byte(h))
+		m.first[h[0]] = true
+	}
+	slices.SortStableFunc(m.values, func(a, b []byte) int { return len(b) - len(a) })
+}
+
+// text returns s with every value masked.
+func (m *mask) text(s string) string {
+	var k masker
+	return string(append(k.write(m, []byte(s)), k.flush(m)...))
+}
+
+// masker masks a stream that comes in pieces, also where a value is split
+// between them: it holds back what may be the beginning of one.
+type masker struct{ held []byte }
+
+// write returns what can be shown after p has come.
+func (k *masker) write(m *mask, p []byte) []byte { return k.scan(m, p, false) }
+
+// flush returns what was held back.
+func (k *masker) flush(m *mask) []byte { return k.scan(m, nil, true) }
+
+func (k *masker) scan(m *mask, p []byte, end bool) []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if len(m.values) == 0 && len(k.held) == 0 {
+		return p
+	}
+	text := append(k.held, p...)
+	k.held = nil
+	out := make([]byte, 0, len(text))
+next:
+	for i := 0; i < len(text); {
+		if !m.first[text[i]] {
+			out = append(out, text[i])
+			i++
+			continue
+		}
+		for _, v := range m.values { // longest first
+			if bytes.HasPrefix(text[i:], v) {
+				out = append(out, maskText...)
+				i += len(v)
+				continue next
+			}
+			if !end && len(v) > len(text)-i && bytes.HasPrefix(v, text[i:]) {
+				k.held = bytes.Clone(text[i:])
+				return out
+			}
+		}
+		out = append(out, text[i])
+		i++
+	}
+	return out
+}
+
+// decoder makes UTF-8 of a stream that comes in pieces: U+FFFD for what is not,
+// runes that are split between pieces whole.
+type decoder struct{ held []byte }
+
+func (d *decoder) write(p []byte) string {
+	text := append(d.held, p...)
+	d.held = nil
+	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
+		if b := text[len(text)-n]; utf8.RuneStart(b) {
+			if !utf8.FullRune(text[len(text)-n:]) {
+				d.held = bytes.Clone(text[len(text)-n:])
+				text = text[:len(text)-n]
+			}
+			break
+		}
+	}
+	return strings.ToValidUTF8(string(text), "\uFFFD")
+}
+
+func (d *decoder) flush() string {
+	text := d.held
+	d.held = nil
+	return strings.ToValidUTF8(string(text), "\uFFFD")
+}
+
+// matcher tells whether a stream of any length matches an expression, in
+// constant memory.
+type matcher struct {
+	pipes []*io.PipeWriter
+	done  sync.WaitGroup
+}
+
+// newMatcher starts looking for re; found is called at most once for each way
+// to see the text. A final newline may be seen or not, so that "ok$" matches
+// what echo prints.
+func newMatcher(re *regexp.Regexp, found func()) *matcher {
+	m := &matcher{}
+	look := func(wrap func(io.RuneReader) io.RuneReader) {
+		r, w := io.Pipe()
+		m.pipes = append(m.pipes, w)
+		m.done.Go(func() {
+			if re.MatchReader(wrap(bufio.NewReaderSize(r, 32<<10))) {
+				found()
+			}
+			r.Close() // from here on writes are thrown away
+		})
+	}
+	look(func(r io.RuneReader) io.RuneReader { return r })
+	if endsText(re) {
+		look(func(r io.RuneReader) io.RuneReader { return &chomper{r: r} })
+	}
+	return m
+}
+
+func (m *matcher) write(p []byte) {
+	for _, w := range m.pipes {
+		_, _ = w.Write(p) // an error means that it has found what it looked for
+	}
+}
+
+// close ends the text and waits for the answer.
+func (m *matcher) close() {
+	for _, w := range m.pipes {
+		w.Close()
+	}
+	m.done.Wait()
+}
+
+// endsText reports whether re asks anywhere for the end of the text.
+func endsText(re *regexp.Regexp) bool {
+	tree, err := syntax.Parse(re.String(), syntax.Perl)
+	if err != nil {
+		return true
+	}
+	var walk func(*syntax.Regexp) bool
+	walk = func(x *syntax.Regexp) bool {
+		return x.Op == syntax.OpEndText || slices.ContainsFunc(x.Sub, walk)
+	}
+	return walk(tree)
+}
+
+// chomper reads runes without the last one, if that is a newline.
+type chomper struct {
+	r       io.RuneReader
+	newline bool // one newline was read and not given
+	next    rune // was read after it, and not given
+	size    int  // of next; 0 if there is none
+}
+
+func (c *chomper) ReadRune() (rune, int, error) {
+	r, n := c.next, c.size
+	c.size = 0
+	if n == 0 {
+		var err error
+		if r, n, err = c.r.ReadRune(); err != nil {
+			return 0, 0, err // a newline that was kept back was the last
+		}
+	}
+	switch {
+	case c.newline:
+		c.newline = r == '\n'
+		if !c.newline {
+			c.next, c.size = r, n
+		}
+		return '\n', 1, nil
+	case r == '\n':
+		c.newline = true
+		return c.ReadRune()
+	}
+	return r, n, nil
+}
+
+// output takes what one command writes: it shows it, masked and as text, keeps
+// its end, captures it and looks for what is expected.
+type output struct {
+	mu     sync.Mutex
+	mask   *mask
+	show   func(sandbox.Stream, string) // nil: nothing is shown as it comes
+	parts  [2]part                      // stdout, stderr
+	tail   []byte                       // the end of both, masked
+	hidden bool                         // nothing of it may be seen at all
+
+	capture  []byte // stdout, if captures
+	captures bool
+
+	once  sync.Once
+	found chan struct{} // closed when either stream matches
+}
+
+// part is one stream of an output.
+type part struct {
+	masker  masker
+	decoder decoder
+	matcher *matcher // nil: nothing is expected, or its answer is known
+}
+
+// outputOptions says what an output does beside keeping its end.
+type outputOptions struct {
+	show    func(sandbox.Stream, string)
+	expect  *regexp.Regexp
+	capture bool
+	hidden  bool
+}
+
+func newOutput(m *mask, o outputOptions) *output {
+	out := &output{mask: m, show: o.show, captures: o.capture, hidden: o.hidden, found: make(chan struct{})}
+	if o.expect != nil {
+		for i := range out.parts {
+			out.parts[i].matcher = newMatcher(o.expect, func() { out.once.Do(func() { close(out.found) }) })
+		}
+	}
+	return out
+}
+
+// write takes a piece of a stream.
+func (o *output) write(s sandbox.Stream, p []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k := &o.parts[0]
+	if s == sandbox.Stderr {
+		k = &o.parts[1]
+	}
+	if k.matcher != nil {
+		k.matcher.write(p)
+	}
+	if o.captures && s == sandbox.Stdout && len(o.capture) <= maxCapture {
+		o.capture = append(o.capture, p[:min(len(p), maxCapture+1-len(o.capture))]...)
+	}
+	o.say(s, k.decoder.write(k.masker.write(o.mask, p)))
+}
+
+// finish shows what was held back, and ends what is looked for. What children
+// of the command write later is still shown.
+func (o *output) finish() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, s := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
+		k := &o.parts[i]
+		o.say(s, k.decoder.write(k.masker.flush(o.mask))+k.decoder.flush())
+		if k.matcher != nil {
+			k.matcher.close()
+			k.matcher = nil
+		}
+	}
+}
+
+// matched reports whether either stream matched so far.
+func (o *output) matched() bool {
+	select {
+	case <-o.found:
+		return true
+	default:
+		return false
+	}
+}
+
+// say keeps and shows text; o.mu is held.
+func (o *output) say(s sandbox.Stream, text string) {
+	if o.hidden || text == "" {
+		return
+	}
+	o.tail = append(o.tail, text...)
+	if len(o.tail) > 2*maxTail {
+		o.tail = append(o.tail[:0], o.tail[len(o.tail)-maxTail:]...)
+	}
+	for o.show != nil && text != "" {
+		n := len(text)
+		if n > maxText {
+			for n = maxText; !utf8.RuneStart(text[n]); n-- {
+			}
+		}
+		o.show(s, text[:n])
+		text = text[n:]
+	}
+}
+
+// end returns the end of what was written: at most maxTail bytes, whole runes.
+func (o *output) end() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hidden {
+		return "(masked)\n"
+	}
+	t := o.tail
+	if len(t) > maxTail {
+		t = t[len(t)-maxTail:]
+	}
+	for len(t) > 0 && !utf8.RuneStart(t[0]) {
+		t = t[1:]
+	}
+	return string(t)
+}
+
+// lastLines returns at most n lines and size bytes of the end of s.
+func lastLines(s string, n, size int) string {
+	s = strings.TrimRight(s, "\n")
+	if s == "" {
+		return ""
+	}
+	cut := false
+	if len(s) > size {
+		s, cut = strings.ToValidUTF8(s[len(s)-size:], ""), true
+		if _, rest, ok := strings.Cut(s, "\n"); ok {
+			s = rest
+		}
+	}
+	lines := strings.Split(s, "\n")
+	if len(lines) > n {
+		lines, cut = lines[len(lines)-n:], true
+	}
+	if cut {
+		lines = append([]string{"..."}, lines...)
+	}
+	return strings.Join(lines, "\n")
+}

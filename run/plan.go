@@ -1,0 +1,388 @@
+package run
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"bj/fleet"
+	"bj/lang/diag"
+	"bj/run/event"
+	"bj/sandbox"
+)
+
+// Supply says where allowed capabilities come from.
+type Supply string
+
+const (
+	Production Supply = "production" // their declared endpoints; the default
+	Recipes    Supply = "recipes"    // their own recipes, transitively
+)
+
+// PlanOptions is how recipes are to be run; the zero value is the default.
+type PlanOptions struct {
+	Root   string            // the workspace's folder; sources of files and secrets are relative to it
+	Supply Supply            // Production if empty
+	Tools  map[string]string // name of a tool → path of the program that takes its place
+}
+
+// Plan is all that running a recipe needs: it leaves execution no choices. It
+// must not be changed.
+type Plan struct {
+	Recipe   *fleet.Recipe
+	Supply   Supply
+	Refusal  *Refusal // why it cannot be run; nil if it can
+	Machines []sandbox.MachineSpec
+	Policy   sandbox.Policy
+	Tools    []sandbox.Tool
+	Secrets  map[string]string
+	Contacts []Contact // what production is asked for, under Production
+	// Suppliers are the recipes that are brought up before, in order, and
+	// their suppliers with them; Routes says which of them has an address that
+	// this recipe may reach. Both are of Recipes alone.
+	Suppliers []*Plan
+	Routes    map[netip.Addr]string // address → label of a supplier
+	Except    []string              // titles of manual steps
+	Free      []string              // what the recipe brings: tools and files
+	Digest    string
+
+	fleet *fleet.Fleet
+	exprs map[string]*regexp.Regexp // every expect of the recipe
+}
+
+// Label returns the label of the recipe.
+func (p *Plan) Label() string { return p.Recipe.Label }
+
+// Refusal says why a recipe cannot be run here: its verdict is error.
+type Refusal struct {
+	Code    string // of the verdict; may be empty
+	Message string
+	Hint    string
+	Pos     diag.Pos
+}
+
+func (r *Refusal) Error() string {
+	if r.Pos.IsValid() {
+		return r.Pos.String() + ": " + r.Message
+	}
+	return r.Message
+}
+
+// Contact is one endpoint in production that a recipe may reach.
+type Contact struct {
+	Condition int // index into the recipe's conditions
+	Endpoint  fleet.Endpoint
+	// Probe is tried before the run; it is not valid where nothing can be
+	// tried: UDP, ICMP, several addresses or ports.
+	Probe netip.AddrPort
+}
+
+// NewPlans plans recipes of f, one Plan for each, in the same order. A recipe
+// that cannot be run gets a Plan with a Refusal.
+func NewPlans(f *fleet.Fleet, recipes []*fleet.Recipe, o PlanOptions) []*Plan {
+	if o.Supply == "" {
+		o.Supply = Production
+	}
+	plans := make([]*Plan, len(recipes))
+	for i, r := range recipes {
+		plans[i] = newPlan(f, r, o)
+	}
+	if o.Supply == Recipes {
+		w := newWaves(f)
+		for _, p := range plans {
+			if p.Refusal == nil {
+				p.Refusal = w.supply(p, o)
+			}
+		}
+	}
+	return plans
+}
+
+// newPlan plans r without its suppliers.
+func newPlan(f *fleet.Fleet, r *fleet.Recipe, o PlanOptions) *Plan {
+	p := &Plan{
+		Recipe: r, Supply: o.Supply, Secrets: map[string]string{}, Digest: event.Digest(f, r),
+		Routes: map[netip.Addr]string{}, fleet: f, exprs: map[string]*regexp.Regexp{},
+	}
+	for _, part := range []func(o PlanOptions) *Refusal{p.planPolicy, p.planMachines, p.planSecrets, p.planActions} {
+		if p.Refusal = part(o); p.Refusal != nil {
+			return p
+		}
+	}
+	return p
+}
+
+// planPolicy resolves conditions to what is opened.
+func (p *Plan) planPolicy(PlanOptions) *Refusal {
+	r := p.Recipe
+	if s := p.fleet.Service(r.Service); s != nil {
+		p.Policy.Internal = s.Listens
+	}
+	own := ownAddresses(r)
+	for i := range r.Conditions {
+		c := &r.Conditions[i]
+		switch {
+		case c.Service == "*":
+			return notYet(c.Pos, "open everything in production", c.Text)
+		case len(c.Only) > 0:
+			return notYet(c.Pos, "open a condition to single units (only=)", c.Text)
+		}
+		var seen []sandbox.Allow
+		for _, e := range endpoints(p.fleet, c) {
+			a, refusal := open(c, e)
+			if refusal != nil {
+				return refusal
+			}
+			a.Condition, a.Machines = i, c.On
+			if slices.ContainsFunc(seen, func(b sandbox.Allow) bool { return sameAllow(a, b) }) {
+				continue
+			}
+			seen = append(seen, a)
+			if p.Supply == Production && !staysInside(a.Prefix, own) {
+				p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e, Probe: probe(a)})
+			}
+		}
+		p.Policy.Allows = append(p.Policy.Allows, seen...)
+	}
+	return nil
+}
+
+// endpoints returns what c names.
+func endpoints(f *fleet.Fleet, c *fleet.Condition) []fleet.Endpoint {
+	if c.Endpoint != nil {
+		return []fleet.Endpoint{*c.Endpoint}
+	}
+	s := f.Service(c.Service)
+	if s == nil {
+		return nil
+	}
+	var es []fleet.Endpoint
+	for _, name := range c.Pathways {
+		if w := s.Pathway(name); w != nil {
+			es = append(es, w.Endpoints...)
+		}
+	}
+	return es
+}
+
+// open turns an endpoint into what the seal lets through, without its condition.
+func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
+	what := fmt.Sprintf("%s, of %s", e.URL, c.Text)
+	if c.Endpoint != nil {
+		what = c.Text
+	}
+	switch e.Scheme {
+	case "tcp", "udp", "icmp":
+	case "http", "https":
+		if (e.Path != "" && e.Path != "/") || len(e.Methods) > 0 {
+			return sandbox.Allow{}, notYet(c.Pos, "judge HTTP requests by path or method", what)
+		}
+	case "dns":
+		return sandbox.Allow{}, notYet(c.Pos, "allow names to be resolved", what)
+	case "unix":
+		return sandbox.Allow{}, notYet(c.Pos, "open Unix sockets", what)
+	case "lib":
+		return sandbox.Allow{}, notYet(c.Pos, "allow single libraries", what)
+	default:
+		return sandbox.Allow{}, notYet(c.Pos, "open endpoints of this kind", what)
+	}
+	if !e.Prefix.IsValid() {
+		return sandbox.Allow{}, notYet(c.Pos, "open endpoints by name", what)
+	}
+	a := sandbox.Allow{Protocol: e.Scheme, Prefix: e.Prefix.Masked(), First: e.Ports.First, Last: e.Ports.Last}
+	if e.Scheme == "http" || e.Scheme == "https" {
+		a.Protocol = "tcp"
+	}
+	return a, nil
+}
+
+// notYet refuses what a later version of bj brings.
+func notYet(at diag.Pos, what, text string) *Refusal {
+	return &Refusal{Pos: at, Message: fmt.Sprintf("this version cannot %s yet: %s", what, text)}
+}
+
+func sameAllow(a, b sandbox.Allow) bool {
+	return a.Protocol == b.Protocol && a.Prefix == b.Prefix && a.First == b.First && a.Last == b.Last
+}
+
+// probe returns the one address and port that a opens, if it can be tried.
+func probe(a sandbox.Allow) netip.AddrPort {
+	if a.Protocol != "tcp" || !a.Prefix.IsSingleIP() || a.First != a.Last {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a.Prefix.Addr(), a.First)
+}
+
+// ownAddresses returns the addresses of the recipe's machines.
+func ownAddresses(r *fleet.Recipe) map[netip.Addr]bool {
+	own := map[netip.Addr]bool{}
+	for _, m := range r.Machines() {
+		for _, a := range []netip.Addr{m.Address, m.V4, m.V6} {
+			if a.IsValid() {
+				own[a] = true
+			}
+		}
+	}
+	return own
+}
+
+// staysInside reports whether p is loopback, or one machine of the recipe.
+func staysInside(p netip.Prefix, own map[netip.Addr]bool) bool {
+	return p.Addr().IsLoopback() || (p.IsSingleIP() && own[p.Addr()])
+}
+
+// planMachines makes the machines with their files, and chooses the tools.
+func (p *Plan) planMachines(o PlanOptions) *Refusal {
+	r := p.Recipe
+	for _, h := range r.Hardware {
+		image := h.Image
+		if image == nil {
+			image = p.fleet.Workspace.Image
+		}
+		if refusal := checkImage(image); refusal != nil {
+			return refusal
+		}
+		for _, m := range h.Machines {
+			p.Machines = append(p.Machines, sandbox.MachineSpec{
+				Name: m.Name, CPUs: h.CPUs, Memory: h.Memory, Disk: h.Disk, Image: image, V4: m.V4, V6: m.V6,
+			})
+		}
+	}
+	for _, f := range r.Files {
+		file := sandbox.File{Path: f.Path, Mode: f.Mode}
+		if f.Source == "" {
+			file.Content = []byte(f.Content)
+		} else {
+			file.Source = absolute(o.Root, f.Source)
+			info, err := os.Stat(file.Source)
+			if err != nil {
+				return &Refusal{Pos: f.Pos, Message: fmt.Sprintf("the file %s cannot be read: %v", f.Source, err)}
+			}
+			file.Tree = info.IsDir()
+		}
+		for i := range p.Machines {
+			if len(f.On) == 0 || slices.Contains(f.On, p.Machines[i].Name) {
+				p.Machines[i].Files = append(p.Machines[i].Files, file)
+			}
+		}
+		p.Free = append(p.Free, "file "+f.Path)
+	}
+	for _, t := range r.Tools {
+		if path, ok := o.Tools[t.Name]; ok {
+			t = fleet.Tool{Name: t.Name, Path: path, Kept: t.Kept, Doc: t.Doc, Pos: t.Pos}
+		}
+		p.Tools = append(p.Tools, t)
+		p.Free = append(p.Free, fmt.Sprintf("tool %s (%s)", t.Name, toolSource(t)))
+	}
+	return nil
+}
+
+// checkImage refuses the images that this version cannot boot.
+func checkImage(i *fleet.Image) *Refusal {
+	if i == nil {
+		return nil
+	}
+	for _, c := range []struct {
+		asked bool
+		what  string
+	}{
+		{len(i.Debian) > 0, "build Debian images"},
+		{i.OCI != "", "boot OCI images"},
+		{i.Disk != "", "boot disk images"},
+		{i.Kernel != "", "boot a kernel of the recipe's own"},
+		{i.Systemd, "boot systemd"},
+	} {
+		if c.asked {
+			return notYet(i.Pos, c.what, fmt.Sprintf("image(%q)", i.Name))
+		}
+	}
+	return nil
+}
+
+func toolSource(t fleet.Tool) string {
+	for _, s := range []string{t.Path, t.Go, t.Deb, t.URL, t.Target} {
+		if s != "" {
+			return s
+		}
+	}
+	return "no source"
+}
+
+// absolute returns path as seen from the workspace's folder.
+func absolute(root, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(root, filepath.FromSlash(path))
+}
+
+// planSecrets reads the values that secrets have in tests.
+func (p *Plan) planSecrets(o PlanOptions) *Refusal {
+	for _, s := range p.Recipe.Secrets {
+		value := s.Value
+		if s.Source != "" {
+			data, err := os.ReadFile(absolute(o.Root, s.Source))
+			if err != nil {
+				return &Refusal{Pos: s.Pos, Message: fmt.Sprintf("the test value of secret %s cannot be read: %v", s.Name, err)}
+			}
+			value = strings.TrimSuffix(string(data), "\n")
+		}
+		if strings.ContainsRune(value, 0) {
+			return &Refusal{Pos: s.Pos, Message: fmt.Sprintf("the test value of secret %s has a zero byte: no environment variable can hold it", s.Name)}
+		}
+		p.Secrets[s.Name] = value
+	}
+	return nil
+}
+
+// planActions checks the strategy and the validations.
+func (p *Plan) planActions(PlanOptions) *Refusal {
+	expect := func(text string, at diag.Pos) *Refusal {
+		re, err := regexp.Compile(text)
+		if err != nil {
+			return &Refusal{Pos: at, Message: fmt.Sprintf("expect is not a regular expression: %v", err)}
+		}
+		p.exprs[text] = re
+		return nil
+	}
+	for _, a := range p.Recipe.Strategy {
+		switch {
+		case a.Fault != nil && a.Fault.Dark != "":
+			return notYet(a.Fault.Pos, "close a condition half-way (dark=)", fmt.Sprintf("fault(%q)", a.Fault.Title))
+		case a.Step != nil && len(a.Step.Run) == 0:
+			p.Except = append(p.Except, a.Step.Title)
+		case a.Step != nil && a.Step.Capture != "" && len(a.Step.Run) > 1:
+			return &Refusal{Pos: a.Step.Pos, Message: fmt.Sprintf("step %q captures the output of %d machines", a.Step.Title, len(a.Step.Run)), Hint: "name one machine with on="}
+		case a.Step != nil && a.Step.Capture != "" && a.Step.Daemon:
+			return &Refusal{Pos: a.Step.Pos, Message: fmt.Sprintf("step %q captures the output of a daemon, which does not end", a.Step.Title)}
+		case a.Step != nil && a.Step.Expect != "":
+			if refusal := expect(a.Step.Expect, a.Step.Pos); refusal != nil {
+				return refusal
+			}
+		}
+	}
+	for _, v := range p.validations() {
+		if v.Expect == "" {
+			continue
+		}
+		if refusal := expect(v.Expect, v.Pos); refusal != nil {
+			return refusal
+		}
+	}
+	return nil
+}
+
+// validations returns all validations, those between steps first.
+func (p *Plan) validations() []*fleet.Validation {
+	var vs []*fleet.Validation
+	for _, a := range p.Recipe.Strategy {
+		if a.Validation != nil {
+			vs = append(vs, a.Validation)
+		}
+	}
+	return append(vs, p.Recipe.Validation...)
+}

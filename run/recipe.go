@@ -1,0 +1,253 @@
+package run
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"bj/run/event"
+)
+
+// recipe runs one plan and emits its verdict. Judged is called when the
+// verdict is known; with Keep the environment may live on for a while then.
+func (r *runner) recipe(ctx context.Context, p *Plan, judged func()) (v event.Verdict) {
+	x := &execution{runner: r, plan: p, judged: judged,
+		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(p)}}
+	// group ends with the run, and when a supplier fails.
+	x.group, x.fail = context.WithCancelCause(ctx)
+	defer x.fail(nil)
+	return x.run()
+}
+
+// execution is one run of one plan: it owns the recipe's site and its suppliers'.
+type execution struct {
+	*runner
+	plan      *Plan
+	voice     *voice
+	judged    func()
+	group     context.Context
+	fail      context.CancelCauseFunc
+	suppliers map[string]*site // by label
+	order     []*site          // in which they came up
+	stops     []func() bool    // end what watches the suppliers
+	site      *site
+}
+
+// run does everything, and gives the verdict. Whatever panics is an error of
+// this recipe alone.
+func (x *execution) run() event.Verdict {
+	f := x.guarded(x.prove)
+	v := x.verdict(f)
+	keep := x.Keep > 0 && f != nil && x.site != nil && x.site.env != nil && f.code != codeInterrupted
+	if keep {
+		x.give(v)
+		x.guarded(func() *failure { x.wait(); return nil })
+		x.guarded(func() *failure { x.close(); return nil })
+		return v
+	}
+	if g := x.guarded(func() *failure { x.close(); return nil }); g != nil && f == nil {
+		v = x.verdict(g)
+	}
+	x.give(v)
+	return v
+}
+
+// guarded calls f, and makes a panic a failure.
+func (x *execution) guarded(f func() *failure) (out *failure) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.voice.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("internal error: %v\n%s", p, debug.Stack())})
+			out = &failure{message: fmt.Sprintf("internal error: %v", p), hint: "this is a mistake in bj: please report it, with the events of --json"}
+		}
+	}()
+	return f()
+}
+
+// give emits the verdict.
+func (x *execution) give(v event.Verdict) {
+	x.voice.emit(event.Event{Event: event.VerdictGiven, Verdict: &v})
+	x.voice.judged.Store(true)
+	x.judged()
+}
+
+// prove is the whole line from plan to what was used.
+func (x *execution) prove() *failure {
+	p := x.plan
+	if f := stopped(x.group); f != nil {
+		f.message = "interrupted before it began"
+		return f
+	}
+	if p.Refusal != nil {
+		return &failure{code: p.Refusal.Code, message: p.Refusal.Error(), hint: p.Refusal.Hint}
+	}
+	if f := x.staged[p].failure; f != nil {
+		return f
+	}
+	if f := x.probe(); f != nil {
+		return f
+	}
+	for _, s := range p.Suppliers {
+		if f := x.supply(s); f != nil {
+			return f
+		}
+	}
+	x.site = newSite(x.group, p, x.voice, x.Provider, x.staged[p].files, x.dialFor(p))
+	x.site.deadline = time.Now().Add(p.Recipe.Within + x.Keep + 30*time.Minute)
+	if f := x.site.open(); f != nil {
+		return f
+	}
+	f := x.site.canaries(x.site.life)
+	if f == nil {
+		f = x.site.tryEmpty()
+	}
+	if f == nil {
+		f = x.site.prove()
+	}
+	if f == nil || f.code != codeInterrupted {
+		x.account(f)
+	}
+	return f
+}
+
+// account tells what was blocked and used, and gives f what was blocked while
+// what failed ran.
+func (x *execution) account(f *failure) {
+	ctx := context.WithoutCancel(x.group)
+	flows := x.site.tellBlocked(ctx, "", false)
+	if f != nil && !f.since.IsZero() {
+		f.blocked = x.site.blockedSince(flows, f.since, f.machine)
+	}
+	x.site.tellUsed(ctx)
+}
+
+// verdict makes the verdict of f; nil means that the recipe recovered.
+func (x *execution) verdict(f *failure) event.Verdict {
+	v := event.Verdict{Verdict: event.Recovered, Except: slices.Clone(x.plan.Except)}
+	if x.site != nil {
+		v.Root, v.Free = x.site.root, slices.Clone(x.site.free)
+	}
+	if f == nil {
+		if len(v.Except) > 0 {
+			v.Reason = "proven except what is done by hand: " + strings.Join(v.Except, ", ")
+		}
+		return v
+	}
+	logs := ""
+	if x.Logs != nil {
+		logs = x.Logs(x.plan.Label())
+	}
+	v.Verdict, v.Hint, v.Reason = f.verdict(), f.hint, f.reason(logs)
+	if f.kind != "" {
+		v.Failed = &event.Failed{Kind: f.kind, Title: f.title, Machine: f.machine}
+	} else if f.code != "" {
+		v.Code = &f.code
+	}
+	return v
+}
+
+// supply brings one supplier up; it stays up until the execution is closed.
+func (x *execution) supply(p *Plan) *failure {
+	failed := func(f *failure) *failure {
+		if f.code == codeInterrupted || (f.code == codeSupply && f.kind == "" && strings.HasPrefix(f.message, supplierWords)) {
+			return f
+		}
+		g := *f
+		g.code, g.kind = codeSupply, ""
+		g.message = fmt.Sprintf("%s%s did not hold: %s", supplierWords, p.Label(), f.message)
+		return &g
+	}
+	if f := x.staged[p].failure; f != nil {
+		return failed(f)
+	}
+	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: newMask(p)}
+	s := newSite(x.group, p, v, x.Provider, x.staged[p].files, x.dialFor(p))
+	s.deadline = x.deadline()
+	if x.suppliers == nil {
+		x.suppliers = map[string]*site{}
+	}
+	x.suppliers[p.Label()] = s
+	x.order = append(x.order, s)
+	if f := s.open(); f != nil {
+		return failed(f)
+	}
+	if f := s.canaries(s.life); f != nil {
+		return failed(f)
+	}
+	if f := s.prove(); f != nil {
+		if flows := s.tellBlocked(context.WithoutCancel(x.group), "", false); !f.since.IsZero() {
+			f.blocked = s.blockedSince(flows, f.since, f.machine)
+		}
+		return failed(f)
+	}
+	x.stops = append(x.stops, context.AfterFunc(s.life, func() {
+		if f := stopped(s.life); f.code != codeInterrupted {
+			x.fail(failed(f))
+		}
+	}))
+	return nil
+}
+
+const supplierWords = "the supplier "
+
+// deadline is when every environment of the run must be over.
+func (x *execution) deadline() time.Time {
+	d := x.plan.Recipe.Within + x.Keep + 30*time.Minute
+	for _, s := range x.plan.Suppliers {
+		d += s.Recipe.Within
+	}
+	return time.Now().Add(d)
+}
+
+// dialFor returns how the relay of p's environment reaches what p allows.
+func (x *execution) dialFor(p *Plan) dialer {
+	if p.Supply != Recipes {
+		return x.Dial
+	}
+	return func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+		s := x.suppliers[p.Routes[to.Addr().Unmap()]]
+		if s == nil || s.env == nil {
+			return nil, fmt.Errorf("no supplier has the address %s", to.Addr())
+		}
+		return s.env.Dial(ctx, network, to)
+	}
+}
+
+// wait keeps the environment for a look inside.
+func (x *execution) wait() {
+	until := time.Now().Add(x.Keep)
+	x.voice.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("the environment %s of %s is kept until %s; Ctrl-C removes it now",
+		x.site.env.Name(), x.plan.Label(), until.Format(time.TimeOnly))})
+	ctx, cancel := context.WithDeadline(x.group, until)
+	defer cancel()
+	select {
+	case <-ctx.Done():
+	case <-x.site.env.Lost():
+	}
+}
+
+// close removes every environment, the recipe's first.
+func (x *execution) close() {
+	for _, stop := range x.stops {
+		stop()
+	}
+	if x.site != nil {
+		x.site.close()
+	}
+	for _, s := range slices.Backward(x.order) {
+		s.close()
+	}
+}
+
+// newMask returns the mask of a plan's secrets.
+func newMask(p *Plan) *mask {
+	m := &mask{}
+	for _, value := range p.Secrets {
+		m.add(value)
+	}
+	return m
+}

@@ -1,0 +1,147 @@
+package run
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"bj/run/event"
+	"bj/sandbox"
+)
+
+// staged is what became of a plan's tools.
+type staged struct {
+	files   []sandbox.File
+	failure *failure
+}
+
+// stage makes the tools of all plans and their suppliers into files, before
+// any machine is leased. Equal lists of tools are made once.
+func (r *runner) stage(ctx context.Context, plans []*Plan) map[*Plan]staged {
+	groups := map[string][]*Plan{} // by their tools
+	owner := map[*Plan]string{}    // label of the recipe whose run asks first
+	var order []string
+	add := func(p *Plan, label string) {
+		if len(p.Tools) == 0 || p.Refusal != nil || owner[p] != "" {
+			return
+		}
+		owner[p] = label
+		data, _ := json.Marshal(p.Tools)
+		key := string(data)
+		if groups[key] == nil {
+			order = append(order, key)
+		}
+		groups[key] = append(groups[key], p)
+	}
+	for _, p := range plans {
+		if p.Refusal != nil {
+			continue
+		}
+		add(p, p.Label())
+		for _, s := range p.Suppliers {
+			add(s, p.Label())
+		}
+	}
+	out := map[*Plan]staged{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, cores())
+	for _, key := range order {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			ps := groups[key]
+			made := r.stageOne(ctx, ps[0], owner[ps[0]])
+			mu.Lock()
+			defer mu.Unlock()
+			for _, p := range ps {
+				out[p] = made
+			}
+		})
+	}
+	all.Wait()
+	return out
+}
+
+// stageOne makes the tools of one plan, and tells how it goes.
+func (r *runner) stageOne(ctx context.Context, p *Plan, label string) (out staged) {
+	defer func() {
+		if x := recover(); x != nil {
+			out.failure = &failure{message: fmt.Sprintf("internal error while making tools: %v", x)}
+		}
+	}()
+	if r.Stager == nil {
+		return staged{failure: &failure{message: "the recipe brings tools, and nothing here can make them"}}
+	}
+	v := &voice{stream: r.stream, recipe: label, mask: newMask(p)}
+	if label != p.Label() {
+		v.supplier = p.Label()
+	}
+	files, err := r.Stager.Stage(ctx, slices.Clone(p.Tools), func(text string) {
+		v.emit(event.Event{Event: event.Build, Text: text})
+	})
+	if err != nil {
+		if f := stopped(ctx); f != nil {
+			return staged{failure: f}
+		}
+		f := asFailure(err, "")
+		f.message = "making tools: " + f.message
+		return staged{failure: f}
+	}
+	return staged{files: files}
+}
+
+// DefaultJobs returns how many of plans can run at once on a machine with that
+// many cores and bytes of free memory: one for each core, as long as the
+// largest of them would find its memory that often.
+func DefaultJobs(plans []*Plan, cores int, memory int64) int {
+	var largest int64
+	for _, p := range plans {
+		need := p.memory()
+		for _, s := range p.Suppliers {
+			need += s.memory()
+		}
+		largest = max(largest, need)
+	}
+	jobs := cores
+	if largest > 0 && memory > 0 {
+		jobs = min(jobs, int(memory/largest))
+	}
+	return max(1, jobs)
+}
+
+// memory is what the plan's machines ask for, in bytes.
+func (p *Plan) memory() (sum int64) {
+	for _, m := range p.Machines {
+		sum += m.Memory
+	}
+	return sum
+}
+
+func cores() int { return runtime.NumCPU() }
+
+// freeMemory returns how much memory this host can give, in bytes; 0 if it does
+// not say.
+func freeMemory() int64 {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+			n, err := strconv.ParseInt(kib, 10, 64)
+			if err != nil {
+				return 0
+			}
+			return n << 10
+		}
+	}
+	return 0
+}

@@ -1,0 +1,63 @@
+package run
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bj/run/event"
+)
+
+// stream gives events to a sink one at a time, with times that never go back.
+type stream struct {
+	mu   sync.Mutex
+	sink event.Sink
+}
+
+func (s *stream) emit(e event.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Event != event.Start {
+		e.Time = time.Now().UTC().Truncate(time.Millisecond)
+	}
+	if s.sink != nil {
+		s.sink(e)
+	}
+}
+
+// voice emits the events of one environment: it names the recipe, and masks
+// what nobody may see.
+type voice struct {
+	stream   *stream
+	recipe   string
+	supplier string
+	mask     *mask
+	judged   atomic.Bool // the verdict was given: what programs still print is of no interest
+}
+
+func (v *voice) emit(e event.Event) {
+	if v.judged.Load() && e.Event == event.OutputWritten {
+		return
+	}
+	e.Recipe, e.Supplier = v.recipe, v.supplier
+	if e.Event != event.OutputWritten { // masked as it came
+		e.Text = v.mask.text(e.Text)
+	}
+	if x := e.Verdict; x != nil {
+		x.Reason, x.Hint = v.mask.text(x.Reason), v.mask.text(x.Hint)
+	}
+	if x := e.Blocked; x != nil && x.Process != nil {
+		for i := range x.Process.Argv {
+			x.Process.Argv[i] = v.mask.text(x.Process.Argv[i])
+		}
+	}
+	v.stream.emit(e)
+}
+
+// seconds is the time since start, as events carry it.
+func seconds(start time.Time) *float64 {
+	s := time.Since(start).Round(time.Microsecond).Seconds()
+	return &s
+}
+
+func pointer[T any](v T) *T { return &v }
