@@ -103,8 +103,8 @@ func (t *cgroups) kill(groups []group, deadline time.Time) (int, error) {
 	n := 0
 	var errs []error
 	for _, gr := range groups {
-		k, err := t.count(gr.folder())
-		n += k
+		pids, err := t.processes(gr.folder())
+		n += len(pids)
 		if err == nil {
 			err = t.write(path.Join(gr.folder(), "cgroup.kill"), "1")
 		}
@@ -124,6 +124,14 @@ func (t *cgroups) kill(groups []group, deadline time.Time) (int, error) {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("waiting for cgroup %s: %w", gr.folder(), err))
 				break
+			}
+			// cgroup.kill passes over a process whose leader has ended while its
+			// other threads live; a signal to the process does not.
+			if try >= 3 {
+				pids, _ := t.processes(gr.folder())
+				for _, pid := range pids {
+					unix.Kill(pid, unix.SIGKILL)
+				}
 			}
 			pause(try)
 		}
@@ -145,26 +153,31 @@ func (t *cgroups) sweep(groups []group) []group {
 	return gone
 }
 
-// count counts the processes of a folder and of those that they made below.
-func (t *cgroups) count(folder string) (int, error) {
+// processes lists those of a folder and of the folders that they made below.
+func (t *cgroups) processes(folder string) ([]int, error) {
 	b, err := t.read(path.Join(folder, "cgroup.procs"))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	n := strings.Count(string(b), "\n")
+	var pids []int
+	for _, s := range strings.Fields(string(b)) {
+		if pid, err := strconv.Atoi(s); err == nil && pid > 1 {
+			pids = append(pids, pid)
+		}
+	}
 	f, err := openat(t.root, folder, unix.O_DIRECTORY)
 	if err != nil {
-		return n, err
+		return pids, err
 	}
 	defer f.Close()
 	entries, err := f.ReadDir(-1)
 	for _, e := range entries {
 		if e.IsDir() {
-			k, _ := t.count(path.Join(folder, e.Name()))
-			n += k
+			below, _ := t.processes(path.Join(folder, e.Name()))
+			pids = append(pids, below...)
 		}
 	}
-	return n, err
+	return pids, err
 }
 
 func (t *cgroups) read(name string) ([]byte, error) {
