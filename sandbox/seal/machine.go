@@ -1,0 +1,208 @@
+package seal
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+)
+
+// loopback4 and loopback6 are every machine's own.
+var (
+	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
+	loopback6 = netip.MustParsePrefix("::1/128")
+)
+
+// CompileMachine returns the rules inside a machine, which decide about
+// loopback alone: what leaves the machine is the hub's to judge.
+//
+// Root in the machine may add rules of its own, also ones that rewrite
+// packets. So these come last of all in output and, since a packet may be
+// rewritten after output, in input; a chain keeps its place when its rules are
+// replaced. Root may also write whatever it likes into connection tracking, so
+// that TCP is judged without it: a packet that opens a connection must go to an
+// open port, every other must go to one or come from one. UDP cannot be judged
+// like that: an answer passes if it comes from an open port and belongs to a
+// tracked exchange.
+func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
+	if m.Uplink == "" {
+		m.Uplink = "eth0"
+	}
+	c := machineCompiler{Inside: m, policy: p, t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
+	if err := c.sets(); err != nil {
+		return nil, err
+	}
+	c.base("output", nftables.ChainHookOutput, "out")
+	c.base("input", nftables.ChainHookInput, "in")
+	c.wires()
+	c.loopback("loopback_out", true)
+	c.loopback("loopback_in", false)
+	return &Ruleset{tables: []*table{c.t}}, nil
+}
+
+type machineCompiler struct {
+	Inside
+	policy     sandbox.Policy
+	t          *table
+	conditions []*group // by condition; the first is what is internal
+	names      map[string][]string
+}
+
+func (c *machineCompiler) sets() error {
+	c.t.counters = []string{CounterDropped}
+	c.t.sets = append(c.t.sets, transports())
+	internal := &group{condition: -1}
+	own := []netip.Prefix{loopback4, loopback6}
+	for _, a := range []netip.Addr{c.V4, c.V6} {
+		if a.IsValid() {
+			own = append(own, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for _, ports := range c.policy.Internal {
+		for _, q := range own {
+			s, err := spanOf(sandbox.Allow{Protocol: ports.Protocol, Prefix: q, First: ports.First, Last: ports.Last})
+			if err != nil {
+				return err
+			}
+			internal.spans = append(internal.spans, s)
+		}
+	}
+	for _, a := range c.policy.Allows {
+		if len(a.Machines) > 0 && !slices.Contains(a.Machines, c.Name) {
+			continue
+		}
+		s, err := spanOf(a)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(c.conditions, func(g *group) bool { return g.condition == a.Condition })
+		var g *group
+		if i >= 0 {
+			g = c.conditions[i]
+		} else {
+			g = &group{condition: a.Condition}
+		}
+		for _, q := range own {
+			n := s
+			switch {
+			case !s.prefix.Overlaps(q):
+				continue
+			case s.prefix.Bits() < q.Bits():
+				n.prefix = q
+			}
+			// A wide prefix is about addresses elsewhere: loopback must be named.
+			if (q == loopback4 || q == loopback6) && s.prefix.Bits() < q.Bits() {
+				continue
+			}
+			g.spans = append(g.spans, n)
+		}
+		if i < 0 && len(g.spans) > 0 {
+			c.conditions = append(c.conditions, g)
+		}
+	}
+	c.names = map[string][]string{}
+	for _, g := range append(c.conditions, internal) {
+		name := "internal"
+		if g.condition >= 0 {
+			name = fmt.Sprintf("condition_%d", g.condition)
+			used, bytes := counters(g.condition)
+			c.t.counters = append(c.t.counters, used, bytes)
+			c.t.add(name, opening(), count(used))
+			c.t.add(name, l4(unix.IPPROTO_UDP), state("new", expr.CtStateBitNEW), count(used))
+			for _, k := range stacks() {
+				c.t.add(name, k.echoType(k.request), count(used))
+			}
+			c.t.add(name, count(bytes), accept())
+		}
+		for _, k := range stacks() {
+			ports, pings := split(k, g.spans)
+			c.names[name+k.suffix] = addSpans(c.t, k, name+"_"+k.suffix, ports)
+			c.names[name+k.suffix+"ping"] = addSpans(c.t, k, name+"_ping"+k.suffix, pings)
+		}
+	}
+	c.conditions = append(c.conditions, internal)
+	return nil
+}
+
+// base adds the chain at the last place of a hook.
+func (c *machineCompiler) base(name string, hook *nftables.ChainHook, way string) {
+	c.t.chain(name).base = &base{hookName: name, hook: hook, priority: math.MaxInt32, policy: nftables.ChainPolicyDrop}
+	at := oif
+	if way == "in" {
+		at = iif
+	}
+	for _, k := range stacks() {
+		c.t.add(name, at("lo"), k.plain(), toChain("loopback_"+way))
+	}
+	c.t.add(name, at(c.Uplink), toChain("wire_"+way))
+	c.t.add(name, dark(c.Group, reasonInterface)...)
+}
+
+// wires judges the uplink. The hub sees it all but for one thing: the kernel
+// hands copies of multicasts and broadcasts back to the machine that sends
+// them, as if they had come in.
+func (c *machineCompiler) wires() {
+	for _, k := range stacks() {
+		c.t.add("wire_out", k.multicast(), toChain("closed"))
+		if !k.v6 {
+			c.t.add("wire_out", k.to(netip.AddrFrom4([4]byte{255, 255, 255, 255})), toChain("closed"))
+		}
+	}
+	c.t.add("wire_out", accept())
+	for _, k := range stacks() {
+		if a := c.addr(k); a.IsValid() {
+			c.t.add("wire_in", k.to(a), accept())
+		}
+	}
+	c.t.add("wire_in", toChain("closed"))
+	c.t.add("closed", dark(c.Group, reasonClosed)...)
+}
+
+func (k stack) multicast() part {
+	if k.v6 {
+		return part{"ip6 daddr ff00::/8", append(k.only().exprs,
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: k.dest, Len: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xff}})}
+	}
+	return part{"ip daddr 224.0.0.0/4", append(k.only().exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: k.dest, Len: 4},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{0xf0, 0, 0, 0}, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xe0, 0, 0, 0}})}
+}
+
+// loopback judges what stays inside the machine. Conditions are counted where
+// packets are sent, since every packet is seen twice.
+func (c *machineCompiler) loopback(chain string, counting bool) {
+	for _, g := range c.conditions {
+		name, then := "internal", accept()
+		if g.condition >= 0 {
+			name = fmt.Sprintf("condition_%d", g.condition)
+			if counting {
+				then = toChain(name)
+			}
+		}
+		for _, k := range stacks() {
+			for _, s := range c.names[name+k.suffix] {
+				answer := in(s, protoKey(), k.saddrKey(), sportKey())
+				c.t.add(chain, in(s, protoKey(), k.daddrKey(), dportKey()), then)
+				c.t.add(chain, answer, notOpening(), then)
+				c.t.add(chain, answer, l4(unix.IPPROTO_UDP), state("established", expr.CtStateBitESTABLISHED), then)
+			}
+			for _, s := range c.names[name+k.suffix+"ping"] {
+				c.t.add(chain, k.echoType(k.request), in(s, protoKey(), k.daddrKey()), then)
+				c.t.add(chain, k.echoType(k.reply), in(s, protoKey(), k.saddrKey()), then)
+			}
+		}
+	}
+	for _, k := range stacks() {
+		// Errors about what was let through: a refused UDP port answers so.
+		c.t.add(chain, l4(k.icmp), state("related", expr.CtStateBitRELATED), accept())
+	}
+	c.t.add(chain, toChain("closed"))
+}
