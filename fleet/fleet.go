@@ -264,6 +264,8 @@ type Condition struct {
 	Effort   int       `json:"effort"`
 	Text     string    `json:"text"` // the call as it would be written: allow("names")
 	Pos      diag.Pos  `json:"pos"`
+	// Stack is the calls of macros that led to Pos, outermost first.
+	Stack []diag.Frame `json:"stack,omitempty"`
 }
 
 // Name returns what the condition opens: a service, an endpoint, or "*".

@@ -27,13 +27,12 @@ type Options struct {
 	Predeclared, Settings starlark.StringDict
 	// Stdlib is the library that files load as @bj//stdlib:x.star.
 	Stdlib fs.FS
-	// Begin is called before the first step of a module; what it returns is
-	// the module's State, which builtins find with StateOf.
-	Begin func(*Module) any
-	// End is called after the last step, also if a mistake cut the module off;
-	// it returns the facts that the cache keeps and the mistakes that builtins
-	// found.
-	End func(*Module) (facts []byte, mistakes diag.List)
+	// Begin is called before the first step of a module, with the modules that
+	// it loads; what it returns is its State, which builtins find with StateOf.
+	Begin func(m *Module, loads []*Module) any
+	// End is called after the last step of a module that no mistake cut off; it
+	// returns the facts that the cache keeps, or nil to keep none.
+	End func(*Module) []byte
 	// Print receives what files print. Nil discards it.
 	Print func(pos diag.Pos, text string)
 
@@ -72,18 +71,21 @@ func (t *Tree) Module(file string) *Module {
 func (t *Tree) Source(file string) *Source {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.sources[file]; s != nil {
-		return s
+	s := t.sources[file]
+	if s == nil {
+		s = NewSource(file, t.Text(file))
+		t.sources[file] = s
 	}
-	var text []byte
-	if m := t.Module(file); m != nil && m.src != nil {
-		text = m.src
-	} else {
-		text, _ = t.read(file)
-	}
-	s := NewSource(file, text)
-	t.sources[file] = s
 	return s
+}
+
+// Text returns the bytes of a file of the tree, or nothing if it cannot be read.
+func (t *Tree) Text(file string) []byte {
+	if m := t.Module(file); m != nil && m.src != nil {
+		return m.src
+	}
+	text, _ := t.read(file)
+	return text
 }
 
 const stdlibPrefix = "@bj//stdlib/"
@@ -393,8 +395,10 @@ func (l *loader) evaluateAll(ctx context.Context) error {
 
 // evaluate runs one module whose loads have been run.
 func (l *loader) evaluate(m *Module, env starlark.StringDict) {
+	loads := make([]*Module, 0, len(m.Loads))
 	for _, ld := range m.Loads {
 		dep := l.tree.byFile[ld.File]
+		loads = append(loads, dep)
 		if dep.Broken {
 			m.Broken = true // said where it was broken
 			continue
@@ -418,7 +422,7 @@ func (l *loader) evaluate(m *Module, env starlark.StringDict) {
 		func() *starlark.Thread {
 			attempt := &Module{File: m.File, Package: m.Package, Doc: m.Doc, Loads: m.Loads, src: m.src}
 			if l.opts.Begin != nil {
-				attempt.State = l.opts.Begin(attempt)
+				attempt.State = l.opts.Begin(attempt, loads)
 			}
 			return l.newThread(attempt)
 		},
@@ -445,10 +449,8 @@ func (l *loader) evaluate(m *Module, env starlark.StringDict) {
 	if err != nil {
 		m.failEval(err)
 	}
-	if l.opts.End != nil {
-		facts, mistakes := l.opts.End(m)
-		m.Facts = facts
-		m.Diags = append(m.Diags, mistakes...)
+	if l.opts.End != nil && !m.Broken {
+		m.Facts = l.opts.End(m)
 	}
 }
 

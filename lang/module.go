@@ -186,7 +186,17 @@ func posOf(p syntax.Position) diag.Pos {
 
 // failEval records the error that cut the evaluation off.
 func (m *Module) failEval(err error) {
-	d := diag.Diagnostic{Pos: diag.Pos{File: m.File, Line: 1, Col: 1}, Rule: "evaluation", Message: err.Error()}
+	d := EvalDiagnostic(err)
+	if !d.Pos.IsValid() {
+		d.Pos = diag.Pos{File: m.File, Line: 1, Col: 1}
+	}
+	m.fail(d)
+}
+
+// EvalDiagnostic says where and why an evaluation was cut off. Its Pos is not
+// valid where that is not known.
+func EvalDiagnostic(err error) diag.Diagnostic {
+	d := diag.Diagnostic{Severity: diag.Error, Rule: "evaluation", Message: err.Error()}
 	// A call from a builtin makes an inner error with a longer stack.
 	var inner *starlark.EvalError
 	for e := err; e != nil; e = errors.Unwrap(e) {
@@ -198,21 +208,24 @@ func (m *Module) failEval(err error) {
 		d.Pos, d.Stack = place(inner.CallStack, d.Pos)
 		d.Message, d.Hint = cutHint(inner.Msg)
 	}
-	var limit *limitError
-	if errors.As(err, &limit) {
-		d.Rule = "limit"
-		d.Message = "evaluation " + limit.reason
-		d.Hint = "a file describes recipes; compute less in it"
-	}
 	d.Message = strings.TrimPrefix(d.Message, "Starlark computation cancelled: ")
 	if first, _, ok := strings.Cut(d.Message, "\n"); ok {
 		d.Message = first
 	}
+	if r := []rune(d.Message); len(r) > 500 {
+		d.Message = string(r[:497]) + "..."
+	}
+	var limit *limitError
 	var coded *CodedError
-	if errors.As(err, &coded) {
+	switch {
+	case errors.As(err, &limit):
+		d.Rule = "limit"
+		d.Message = "evaluation " + limit.reason
+		d.Hint = "a file describes recipes; compute less in it"
+	case errors.As(err, &coded):
 		d.Rule, d.Hint = coded.Rule, coded.Hint
 	}
-	m.fail(d)
+	return d
 }
 
 // A CodedError lets a builtin that cannot go on name the rule and the hint.
