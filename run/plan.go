@@ -37,6 +37,7 @@ type Plan struct {
 	Supply   Supply
 	Refusal  *Refusal // why it cannot be run; nil if it can
 	Machines []sandbox.MachineSpec
+	Users    []string // accounts that steps run as, beside root; sorted
 	Policy   sandbox.Policy
 	Tools    []sandbox.Tool
 	Secrets  map[string]string
@@ -47,7 +48,7 @@ type Plan struct {
 	Suppliers []*Plan
 	Routes    map[netip.Addr]string // address → label of a supplier
 	Except    []string              // titles of manual steps
-	Free      []string              // what the recipe brings: tools and files
+	Free      []string              // files that the recipe brings, for people
 	Digest    string
 
 	fleet *fleet.Fleet
@@ -276,7 +277,6 @@ func (p *Plan) planMachines(o PlanOptions) *Refusal {
 			t = fleet.Tool{Name: t.Name, Path: path, Kept: t.Kept, Doc: t.Doc, Pos: t.Pos}
 		}
 		p.Tools = append(p.Tools, t)
-		p.Free = append(p.Free, fmt.Sprintf("tool %s (%s)", t.Name, toolSource(t)))
 	}
 	return nil
 }
@@ -350,6 +350,10 @@ func (p *Plan) planActions(PlanOptions) *Refusal {
 		return nil
 	}
 	for _, a := range p.Recipe.Strategy {
+		if a.Step != nil && a.Step.User != "" && a.Step.User != "root" && !slices.Contains(p.Users, a.Step.User) {
+			p.Users = append(p.Users, a.Step.User)
+			slices.Sort(p.Users)
+		}
 		switch {
 		case a.Fault != nil && a.Fault.Dark != "":
 			return notYet(a.Fault.Pos, "close a condition half-way (dark=)", fmt.Sprintf("fault(%q)", a.Fault.Title))

@@ -90,33 +90,16 @@ func Run(ctx context.Context, plans []*Plan, o Options) Outcome {
 	r.stream.emit(event.Event{Event: event.Start, Schema: event.Schema, Version: o.Version})
 
 	r.staged = r.stage(ctx, plans)
-	var out Outcome
-	for range max(1, o.Repeat) {
-		for _, p := range plans {
-			out.Results = append(out.Results, Result{Plan: p})
-		}
-	}
 	jobs := o.Jobs
 	if jobs <= 0 {
 		jobs = DefaultJobs(plans, cores(), freeMemory())
 	}
-	slots := make(chan struct{}, jobs)
-	var all sync.WaitGroup
-	for i := range out.Results {
-		slots <- struct{}{} // in order
-		all.Go(func() {
-			x := &out.Results[i]
-			x.Start = time.Now()
-			free := sync.OnceFunc(func() { <-slots })
-			x.Verdict = r.recipe(ctx, x.Plan, func() {
-				x.Duration = time.Since(x.Start)
-				free()
-			})
-			free()
-		})
+	var out Outcome
+	for range max(1, o.Repeat) {
+		// One run of a recipe has ended before its next begins: their events
+		// carry the same label.
+		out.Results = append(out.Results, r.once(ctx, plans, jobs)...)
 	}
-	all.Wait()
-
 	for _, x := range out.Results {
 		switch x.Verdict.Verdict {
 		case event.Recovered:
@@ -133,6 +116,28 @@ func Run(ctx context.Context, plans []*Plan, o Options) Outcome {
 	exit := out.Exit()
 	r.stream.emit(event.Event{Event: event.End, Exit: &exit, Totals: &out.Totals})
 	return out
+}
+
+// once runs every plan one time, jobs of them at once, in their order.
+func (r *runner) once(ctx context.Context, plans []*Plan, jobs int) []Result {
+	results := make([]Result, len(plans))
+	slots := make(chan struct{}, jobs)
+	var all sync.WaitGroup
+	for i, p := range plans {
+		slots <- struct{}{}
+		all.Go(func() {
+			x := &results[i]
+			x.Plan, x.Start = p, time.Now()
+			free := sync.OnceFunc(func() {
+				x.Duration = time.Since(x.Start)
+				<-slots
+			})
+			defer free()
+			x.Verdict = r.recipe(ctx, p, free)
+		})
+	}
+	all.Wait()
+	return results
 }
 
 // runner is what the recipes of one Run share.

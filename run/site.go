@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,9 +122,9 @@ func during(ctx context.Context, err error, code sandbox.Code, what string) *fai
 // open leases the environment and seals it.
 func (s *site) open() *failure {
 	start := time.Now()
-	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.plan.Policy, Dial: s.dial}
+	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.plan.Policy, Users: s.plan.Users, Dial: s.dial}
 	for _, m := range s.plan.Machines {
-		m.Files = append(append([]sandbox.File(nil), s.tools...), m.Files...)
+		m.Files = slices.Concat(s.tools, m.Files)
 		spec.Machines = append(spec.Machines, m)
 	}
 	ctx, cancel := within(s.life, leaseLimit)
@@ -132,7 +133,7 @@ func (s *site) open() *failure {
 	if err != nil {
 		return during(s.life, err, sandbox.CodeLease, "leasing machines")
 	}
-	s.env, s.root, s.free = env, env.Root(), append(append([]string(nil), s.plan.Free...), env.Free()...)
+	s.env, s.root, s.free = env, env.Root(), slices.Concat(toolsFree(s.plan, s.tools), s.plan.Free, env.Free())
 	for _, m := range env.Machines() {
 		s.machines[m.Name()] = &machine{Machine: m}
 	}

@@ -97,6 +97,31 @@ func (r *runner) stageOne(ctx context.Context, p *Plan, label string) (out stage
 	return staged{files: files}
 }
 
+// toolsFree says what came for free with the tools: in the stager's words,
+// with digests, or else by name and source.
+func toolsFree(p *Plan, files []sandbox.File) []string {
+	var free []string
+	for _, f := range files {
+		if f.About == "" {
+			continue
+		}
+		text := "tool " + f.About
+		if f.Digest != "" {
+			text += ", sha256 " + f.Digest
+		}
+		if !slices.Contains(free, text) {
+			free = append(free, text)
+		}
+	}
+	if len(free) > 0 {
+		return free
+	}
+	for _, t := range p.Tools {
+		free = append(free, fmt.Sprintf("tool %s: %s", t.Name, toolSource(t)))
+	}
+	return free
+}
+
 // DefaultJobs returns how many of plans can run at once on a machine with that
 // many cores and bytes of free memory: one for each core, as long as the
 // largest of them would find its memory that often.
