@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"bj/fleet"
@@ -152,9 +153,47 @@ func opens(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec,
 
 // canaryKey is by what a probe is known among dropped packets.
 type canaryKey struct {
-	machine  string
-	protocol string
-	to       netip.AddrPort
+	Machine  string
+	Protocol string
+	To       netip.AddrPort
+}
+
+// canaries is the gateway's list of probes to look for among dropped packets.
+type canaries struct {
+	mu   sync.Mutex
+	seen map[canaryKey]bool
+}
+
+func (c *canaries) expect(keys []canaryKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = map[canaryKey]bool{}
+	for _, k := range keys {
+		c.seen[k] = false
+	}
+}
+
+// saw reports whether k is a canary, and remembers that it was dropped.
+func (c *canaries) saw(k canaryKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.seen[k]
+	if ok {
+		c.seen[k] = true
+	}
+	return ok
+}
+
+func (c *canaries) list() []canaryKey {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var seen []canaryKey
+	for k, ok := range c.seen {
+		if ok {
+			seen = append(seen, k)
+		}
+	}
+	return seen
 }
 
 func keyOf(machine string, p probe) canaryKey {
@@ -170,8 +209,6 @@ func keyOf(machine string, p probe) canaryKey {
 	}
 	return canaryKey{machine, protocol, to}
 }
-
-func keyOfFlow(f sandbox.Flow) canaryKey { return canaryKey{f.Machine, f.Protocol, f.Destination} }
 
 // Canaries implements sandbox.Environment. A probe holds if nothing came back
 // and it was either refused by the machine's own kernel or seen where the seal
@@ -195,6 +232,8 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 		outcomes []agent.Outcome
 	}
 	var all []tried
+	var raws [][]agent.Probe
+	var expect expectRequest
 	for i, g := range e.machines {
 		select {
 		case <-g.client.Lost():
@@ -202,19 +241,22 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 		default:
 		}
 		t := tried{g: g, probes: canaryProbes(policy, e.spec.Machines[i], e.spec.Machines, w)}
-		e.mu.Lock()
-		for _, p := range t.probes {
-			e.canaries[keyOf(g.name, p)] = true
-		}
-		e.mu.Unlock()
 		raw := make([]agent.Probe, len(t.probes))
 		for j, p := range t.probes {
 			raw[j] = p.Probe
-		}
-		if t.outcomes, err = g.client.Probe(ctx, raw); err != nil {
-			return nil, fmt.Errorf("trying canaries on %s: %w", g.name, err)
+			expect.Canaries = append(expect.Canaries, keyOf(g.name, p))
 		}
 		all = append(all, t)
+		raws = append(raws, raw)
+	}
+	if _, err := e.peer.call(ctx, "expect", expect, nil); err != nil {
+		return nil, err
+	}
+	for i := range all {
+		t := &all[i]
+		if t.outcomes, err = t.g.client.Probe(ctx, raws[i]); err != nil {
+			return nil, fmt.Errorf("trying canaries on %s: %w", t.g.name, err)
+		}
 	}
 	// Wait until every probe that was sent has been seen being dropped.
 	var seen map[canaryKey]bool
@@ -282,8 +324,8 @@ func (e *environment) dropped(ctx context.Context) (map[canaryKey]bool, error) {
 		return nil, err
 	}
 	seen := map[canaryKey]bool{}
-	for _, f := range a.Blocked {
-		seen[keyOfFlow(f)] = true
+	for _, k := range a.Seen {
+		seen[k] = true
 	}
 	return seen, nil
 }

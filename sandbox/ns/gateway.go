@@ -25,7 +25,8 @@ import (
 // with them every namespace, link, rule and mount. It cannot reach anything
 // outside but by asking bj to dial.
 type gateway struct {
-	peer *peer
+	peer     *peer
+	canaries canaries
 
 	mu       sync.Mutex
 	hub      *hub
@@ -78,6 +79,8 @@ func (g *gateway) handle(ctx context.Context, method string, params json.RawMess
 		return call(params, func(r setupRequest) (any, error) { return nil, g.setup(ctx, r, fds) })
 	case "seal":
 		return call(params, func(r sealRequest) (any, error) { return nil, g.applySeal(ctx, r.Policy) })
+	case "expect":
+		return call(params, func(r expectRequest) (any, error) { g.canaries.expect(r.Canaries); return nil, nil })
 	case "flows":
 		return call(params, func(struct{}) (any, error) { return g.flows() })
 	case "rules":

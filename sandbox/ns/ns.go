@@ -172,7 +172,7 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 	if err != nil {
 		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
 	}
-	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, canaries: map[canaryKey]bool{}, lost: make(chan struct{}), ended: make(chan struct{})}
+	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, lost: make(chan struct{}), ended: make(chan struct{})}
 	if err := e.start(ctx); err != nil {
 		e.Release(context.WithoutCancel(ctx))
 		return nil, explain(err)

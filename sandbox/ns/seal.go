@@ -2,16 +2,221 @@ package ns
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"bj/sandbox"
+	"bj/sandbox/seal"
 )
 
-type sealer struct{}
+const (
+	logGroup  = 1 // NFLOG, in the hub and in each machine
+	holdQueue = 1 // NFQUEUE, in the hub
+)
 
+// multicastReport is the type of ICMPv6 messages about membership in multicast
+// groups (RFC 3810), with which a kernel greets every address it gets.
+const multicastReport = 143
+
+// sealer is what enforces and observes the policy of one environment.
+type sealer struct {
+	generation uint8
+	hub        *seal.Table
+	inside     []*seal.Table
+	flows      *seal.Flows
+	relay      *noRelay
+}
+
+// applySeal puts p in force. The first time it brings the links up, but only
+// when every rule is in place; later it replaces rules, and what the earlier
+// ones admitted is cut in the same instant.
 func (g *gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.hub.up()
+	if g.hub == nil {
+		return errors.New("nothing is set up")
+	}
+	if g.seal != nil {
+		return g.reseal(p)
+	}
+	relay := &noRelay{}
+	s := &sealer{generation: 1, relay: relay, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
+	hub, inside, err := g.compile(p, s)
+	if err != nil {
+		return err
+	}
+	var group errgroup.Group
+	group.Go(func() error {
+		if s.hub, err = seal.Apply(0, hub); err != nil {
+			return fmt.Errorf("the hub: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return g.watch("", 0, s.flows) })
+	for i, m := range g.machines {
+		fd := int(m.netns.Fd())
+		group.Go(func() error {
+			t, err := seal.Apply(fd, inside[i])
+			if err != nil {
+				return fmt.Errorf("%s: %w", m.config.Name, err)
+			}
+			s.inside[i] = t
+			return nil
+		})
+		group.Go(func() error { return g.watch(m.config.Name, fd, s.flows) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := g.hub.up(); err != nil {
+		return err
+	}
+	g.seal = s
+	return nil
 }
-func (g *gateway) flows() (flowsAnswer, error) { return flowsAnswer{}, nil }
-func (g *gateway) rules() (string, error)      { return "", nil }
+
+func (g *gateway) reseal(p sandbox.Policy) error {
+	s := g.seal
+	s.generation++
+	if s.generation == 0 {
+		s.generation = 1
+	}
+	hub, inside, err := g.compile(p, s)
+	if err != nil {
+		return err
+	}
+	// The relay first: what it would still dial, the new rules may forbid.
+	s.relay.Replace(p)
+	if err := s.hub.Replace(hub); err != nil {
+		return fmt.Errorf("the hub: %w", err)
+	}
+	for i, t := range s.inside {
+		if err := t.Replace(inside[i]); err != nil {
+			select {
+			case <-g.machines[i].ended:
+				continue // crashed: its rules went with it
+			default:
+			}
+			return fmt.Errorf("%s: %w", g.machines[i].config.Name, err)
+		}
+	}
+	return nil
+}
+
+func (g *gateway) sealMachines() []seal.Machine {
+	ms := make([]seal.Machine, len(g.machines))
+	for i, m := range g.machines {
+		ms[i] = seal.Machine{Name: m.config.Name, Interface: hubInterface(m.config.Index), V4: m.config.V4, V6: m.config.V6}
+	}
+	return ms
+}
+
+// compile makes the rules of the hub and of each machine.
+func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.Ruleset, error) {
+	machines := g.sealMachines()
+	hub, err := seal.CompileHub(p, seal.Hub{
+		Generation: s.generation, Machines: machines, Gateway4: hub4, Gateway6: hub6,
+		RelayTCP: s.relay.TCPPort(), RelayUDP: s.relay.UDPPort(), Queue: holdQueue, Group: logGroup,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("compiling the rules of the hub: %w", err)
+	}
+	inside := make([]*seal.Ruleset, len(machines))
+	for i, m := range machines {
+		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, Group: logGroup}); err != nil {
+			return nil, nil, fmt.Errorf("compiling the rules of %s: %w", m.Name, err)
+		}
+	}
+	return hub, inside, nil
+}
+
+// watch counts what is dropped in a namespace: the hub, or that of a machine.
+// It returns once nothing is missed any more.
+func (g *gateway) watch(machine string, fd int, flows *seal.Flows) error {
+	byInterface := map[string]string{}
+	for _, m := range g.machines {
+		byInterface[hubInterface(m.config.Index)] = m.config.Name
+	}
+	ready, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		failed <- seal.Watch(context.Background(), fd, logGroup, ready, func(d seal.Drop) {
+			if d.Protocol == "icmpv6" && d.ICMPType == multicastReport {
+				return // the machine's kernel says which groups it is in, unasked
+			}
+			name, iface := machine, d.In
+			if name == "" {
+				name, iface = byInterface[d.In], "eth0"
+			} else if iface == "" {
+				iface = d.Out
+			}
+			if name != "" && !g.canaries.saw(canaryKey{name, d.Protocol, d.Destination}) {
+				flows.Add(name, iface, d)
+			}
+		})
+	}()
+	select {
+	case <-ready:
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+func (g *gateway) flows() (flowsAnswer, error) {
+	g.mu.Lock()
+	s := g.seal
+	g.mu.Unlock()
+	if s == nil {
+		return flowsAnswer{}, nil
+	}
+	counters, err := s.hub.Counters()
+	if err != nil {
+		return flowsAnswer{}, fmt.Errorf("reading counters: %w", err)
+	}
+	used := map[int]sandbox.Use{}
+	for _, list := range [][]sandbox.Use{counters.Used(), s.relay.Used()} {
+		for _, u := range list {
+			sum := used[u.Condition]
+			used[u.Condition] = sandbox.Use{Condition: u.Condition, Count: sum.Count + u.Count, Bytes: sum.Bytes + u.Bytes}
+		}
+	}
+	now := time.Now()
+	for frame, c := range counters.Frames {
+		for _, m := range g.machines {
+			if hubInterface(m.config.Index) == frame.Interface {
+				s.flows.AddFrame(m.config.Name, "eth0", frame, c.Packets, now)
+			}
+		}
+	}
+	a := flowsAnswer{Blocked: s.flows.List(), Seen: g.canaries.list()}
+	for _, u := range used {
+		a.Used = append(a.Used, u)
+	}
+	return a, nil
+}
+
+// rules returns all rules in force, one namespace after the other.
+func (g *gateway) rules() (string, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.seal == nil {
+		return "", nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# the hub\n\n%s", g.seal.hub.Rules())
+	for i, t := range g.seal.inside {
+		fmt.Fprintf(&b, "\n# %s\n\n%s", g.machines[i].config.Name, t.Rules())
+	}
+	return b.String(), nil
+}
+
+type noRelay struct{}
+
+func (*noRelay) TCPPort() uint16        { return 0 }
+func (*noRelay) UDPPort() uint16        { return 0 }
+func (*noRelay) Replace(sandbox.Policy) {}
+func (*noRelay) Used() []sandbox.Use    { return nil }

@@ -9,7 +9,7 @@ import (
 )
 
 // What travels between bj and the gateway. Requests of bj: setup, seal,
-// flows, rules, witness, dial, crash. Requests of the gateway: dial, which bj
+// expect, flows, rules, witness, dial, crash. Requests of the gateway: dial, which bj
 // answers with a connected socket: the only way out.
 
 // setupRequest makes the hub and the machines. Its descriptors are, for each
@@ -62,6 +62,13 @@ type sealRequest struct {
 type flowsAnswer struct {
 	Blocked []sandbox.Flow
 	Used    []sandbox.Use
+	Seen    []canaryKey // canaries that were seen being dropped
+}
+
+// expectRequest announces canaries, which are told apart from what the recipe
+// tries.
+type expectRequest struct {
+	Canaries []canaryKey
 }
 
 type dialRequest struct {
