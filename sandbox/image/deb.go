@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -220,11 +221,29 @@ func (a *apt) download(ctx context.Context, work string) ([]string, error) {
 		return nil, hint(err, "apt-cache policy "+strings.SplitN(a.pkg, "=", 2)[0]+" says which versions there are")
 	}
 	debs, err := filepath.Glob(filepath.Join(archives, "*.deb"))
-	if err == nil && len(debs) == 0 {
-		err = fmt.Errorf("apt-get has fetched nothing for %s", a.pkg)
+	if err != nil {
+		return nil, err
 	}
-	slices.Sort(debs)
-	return debs, err
+	// Packages of a repository that is a folder are not copied, only named.
+	install.Argv = slices.Insert(install.Argv, 2, "--print-uris")
+	uris, err := install.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(uris) {
+		if rest, ok := strings.CutPrefix(line, "'file:"); ok {
+			path, _, _ := strings.Cut(rest, "'")
+			if path, err = url.PathUnescape(path); err != nil {
+				return nil, fmt.Errorf("reading what apt-get names: %w", err)
+			}
+			debs = append(debs, path)
+		}
+	}
+	if len(debs) == 0 {
+		return nil, fmt.Errorf("apt-get has fetched nothing for %s", a.pkg)
+	}
+	slices.SortFunc(debs, func(x, y string) int { return strings.Compare(filepath.Base(x), filepath.Base(y)) })
+	return debs, nil
 }
 
 func (a *apt) update(ctx context.Context, work string) error {
