@@ -92,8 +92,14 @@ func begin(thread *starlark.Thread, sig *signature, args starlark.Tuple, kwargs 
 		}
 	}
 	for i, p := range sig.params {
-		if _, none := c.args[i].(starlark.NoneType); none && !p.required {
-			c.args[i] = nil
+		switch c.args[i].(type) {
+		case starlark.NoneType:
+			if !p.required {
+				c.args[i] = nil
+			}
+		case lang.Undefined:
+			c.args[i], c.bad = nil, true
+			continue
 		}
 		if p.required && c.args[i] == nil {
 			c.errorAt(lang.Arg{Index: -1}, "missing-argument", "", "%s needs the argument %s", sig.name, p.name)
@@ -193,6 +199,9 @@ func typeName(v starlark.Value) string {
 func (c *call) wrongType(name string, path []any, v starlark.Value, want string) {
 	hint := ""
 	switch v.(type) {
+	case lang.Undefined:
+		c.bad = true
+		return
 	case starlark.Int:
 		if want == "a time" || want == "a size" {
 			hint = map[string]string{"a time": `write the unit: "30s"`, "a size": `write the unit: "512MiB"`}[want]
@@ -332,6 +341,9 @@ func (c *call) elements(name string, path []any, v starlark.Value, want string) 
 			list[i] = v.Index(i)
 		}
 		return list
+	case lang.Undefined:
+		c.bad = true
+		return nil
 	}
 	c.wrongType(name, path, v, want)
 	return nil

@@ -9,14 +9,8 @@ import (
 type facts struct {
 	services []*fleet.Service
 	recipes  []*fleet.Recipe
-	phantoms []string       // services with mistakes
-	broken   []brokenRecipe // recipes with mistakes
-}
-
-// A brokenRecipe is what is known of a recipe that has mistakes.
-type brokenRecipe struct {
-	label  lang.Label
-	manual bool
+	phantoms []string        // services with mistakes
+	broken   []*fleet.Recipe // recipes with mistakes
 }
 
 // factsOf returns what a module declared, up to where it was cut off, or what

@@ -34,7 +34,7 @@ func (l *linker) link() {
 	type declared struct {
 		m       *lang.Module
 		recipes []*fleet.Recipe
-		broken  []brokenRecipe
+		broken  []*fleet.Recipe
 	}
 	all := make([]declared, 0, len(t.Modules))
 	for _, m := range t.Modules {
@@ -66,10 +66,11 @@ func (l *linker) link() {
 		modules := t.Closure(d.m.File)
 		for _, rec := range d.recipes {
 			rec.FileDoc, rec.Modules = d.m.Doc, modules
-			l.addRecipe(d.m, rec)
+			l.addRecipe(d.m, rec, true)
 		}
-		for _, b := range d.broken {
-			l.r.candidates = append(l.r.candidates, candidate{label: b.label, manual: b.manual, needs: modules})
+		for _, rec := range d.broken {
+			rec.Modules = modules
+			l.addRecipe(d.m, rec, false)
 		}
 	}
 }
@@ -109,13 +110,13 @@ func (l *linker) duplicate(message, kind string, second at, module string, first
 }
 
 // addRecipe resolves what a recipe names, and adds it to the fleet if all of it
-// is there.
-func (l *linker) addRecipe(m *lang.Module, rec *fleet.Recipe) {
+// is there and it was good so far.
+func (l *linker) addRecipe(m *lang.Module, rec *fleet.Recipe, good bool) {
 	place := declaration(rec.Pos, rec.Stack, "recipe")
 	label := lang.Label{Package: rec.Package, Name: rec.Name}
 	c := candidate{label: label, manual: rec.Manual(), needs: rec.Modules}
 	defer func() { l.r.candidates = append(l.r.candidates, c) }()
-	if first := l.labels[rec.Label]; first != nil {
+	if first := l.labels[rec.Label]; first != nil && rec.Name != "" {
 		l.duplicate(fmt.Sprintf("recipe %q is declared twice in its package", rec.Name), "recipe", place, m.File,
 			declaration(first.Pos, first.Stack, "recipe"), l.files[rec.Label])
 		return
@@ -124,17 +125,18 @@ func (l *linker) addRecipe(m *lang.Module, rec *fleet.Recipe) {
 		l.files = make(map[string]string)
 	}
 	l.labels[rec.Label], l.files[rec.Label] = rec, m.File
-	good := true
 	need := func(d *declaredService) {
 		if d.module != m.File {
 			c.needs = append(slices.Clip(c.needs), d.module)
 		}
 	}
-	if d := l.resolve(rec.Service, place, lang.Arg{Name: "service", Index: 1}, m); d == nil {
-		good = false
-	} else {
-		need(d)
-		good = d.s != nil && l.resolveRestores(rec, d.s, place, m)
+	if rec.Service != "" {
+		if d := l.resolve(rec.Service, place, lang.Arg{Name: "service", Index: 1}, m); d == nil {
+			good = false
+		} else {
+			need(d)
+			good = d.s != nil && l.resolveRestores(rec, d.s, place, m) && good
+		}
 	}
 	conditions := make([]*fleet.Condition, 0, len(rec.Conditions)+len(rec.Tools))
 	for i := range rec.Conditions {

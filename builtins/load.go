@@ -154,6 +154,7 @@ func (r *Result) addMistake(x mistake, modules ...string) {
 	d := x.d
 	d.Pos = r.tree.Source(x.at.pos.File).ArgPos(x.at.pos, x.arg)
 	d.Source = r.tree.Source(d.Pos.File).Line(d.Pos.Line)
+	d.Stack = nil
 	for _, f := range x.at.stack {
 		f.Pos = r.tree.Source(f.Pos.File).CallPos(f.Pos)
 		d.Stack = append(d.Stack, f)

@@ -86,7 +86,7 @@ func recipe(c *call) starlark.Value {
 		r.Estimate = &d
 	}
 	if c.bad {
-		c.state.broken = append(c.state.broken, brokenRecipe{lang.Label{Package: r.Package, Name: r.Name}, r.Manual()})
+		c.state.broken = append(c.state.broken, r)
 	} else {
 		c.state.recipes = append(c.state.recipes, r)
 	}
@@ -133,10 +133,16 @@ func (b *recipeBuilder) addHardware() {
 		}
 		b.machines = append(b.machines, h.machines...)
 	}
-	if given && len(b.machines) == 0 && !b.bad {
+	if given && b.isEmpty("hardware") {
 		b.errorf("hardware", nil, "empty", "a recipe needs at least one machine", "hardware of recipe is empty")
 	}
 	b.checkAddresses()
+}
+
+// isEmpty reports whether an argument is a sequence without elements.
+func (b *recipeBuilder) isEmpty(name string) bool {
+	v, ok := b.args[b.sig.find(name)].(starlark.Sequence)
+	return ok && v.Len() == 0
 }
 
 // relate adds another place to the last mistake.
@@ -248,6 +254,7 @@ func (b *recipeBuilder) addActions(list []starlark.Value) {
 	for i, v := range list {
 		t, ok := v.(*thing[action])
 		if !ok {
+			steps++ // perhaps
 			b.wrongType("strategy", []any{i}, v, "a step, a validation or a fault")
 			continue
 		}
@@ -257,7 +264,7 @@ func (b *recipeBuilder) addActions(list []starlark.Value) {
 		}
 		b.r.Strategy = append(b.r.Strategy, b.place(t))
 	}
-	if b.args[b.sig.find("strategy")] != nil && steps == 0 && !b.bad {
+	if steps == 0 && (len(list) > 0 || b.isEmpty("strategy")) {
 		b.errorf("strategy", nil, "no-step", "say how the service is brought back: step(...)", "recipe %q has no step", b.r.Name)
 	}
 }
@@ -272,7 +279,7 @@ func (b *recipeBuilder) addValidation(list []starlark.Value) {
 		b.bad = b.bad || t.bad
 		b.r.Validation = append(b.r.Validation, b.place(t).Validation)
 	}
-	if b.args[b.sig.find("validation")] != nil && len(b.r.Validation) == 0 && !b.bad {
+	if b.isEmpty("validation") {
 		b.errorf("validation", nil, "no-validation", "say how one knows that the service is back: validate(...)", "recipe %q has no validation", b.r.Name)
 	}
 }

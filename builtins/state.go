@@ -27,7 +27,7 @@ type state struct {
 	// phantoms are the names of services that are declared with mistakes: they
 	// are not in the fleet, but nobody who names them is to blame.
 	phantoms []string
-	broken   []brokenRecipe
+	broken   []*fleet.Recipe
 	settings *fleet.Workspace
 	// machines counts the machines that have been given addresses by default,
 	// here and, as a module may use the hardware of those that it loads, in

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"runtime"
@@ -411,7 +412,9 @@ func (l *loader) evaluate(m *Module, env starlark.StringDict) {
 			}
 		}
 	}
-	if m.Broken || m.Diags.HasErrors() {
+	if m.undefined != nil && len(loads) == countGood(loads) {
+		env = merged(env, m.undefined)
+	} else if m.Broken || m.Diags.HasErrors() {
 		m.Broken = true
 		return
 	}
@@ -436,22 +439,35 @@ func (l *loader) evaluate(m *Module, env starlark.StringDict) {
 				globals.Freeze()
 			}
 			attempt.globals = globals
-			attempt.steps = thread.ExecutionSteps()
 			result.Store(attempt)
 			return err
 		})
 	attempt := result.Load()
-	if attempt == nil {
-		m.failEval(err)
-		return
+	if attempt != nil {
+		m.State, m.globals = attempt.State, attempt.globals
 	}
-	m.State, m.globals, m.steps = attempt.State, attempt.globals, attempt.steps
-	if err != nil {
-		m.failEval(err)
+	if err != nil && m.undefined == nil {
+		m.failEval(err) // else it may only follow from what was said already
 	}
 	if l.opts.End != nil && !m.Broken {
 		m.Facts = l.opts.End(m)
 	}
+}
+
+func countGood(modules []*Module) int {
+	n := 0
+	for _, m := range modules {
+		if !m.Broken {
+			n++
+		}
+	}
+	return n
+}
+
+func merged(a, b starlark.StringDict) starlark.StringDict {
+	m := maps.Clone(a)
+	maps.Copy(m, b)
+	return m
 }
 
 func exported(globals starlark.StringDict) []string {

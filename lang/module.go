@@ -33,8 +33,9 @@ type Module struct {
 
 	prog    *starlark.Program
 	globals starlark.StringDict
-	names   []string // that were called or used: for suggestions
-	steps   uint64
+	// undefined are the names that nothing defines, where the module can be
+	// evaluated all the same.
+	undefined starlark.StringDict
 }
 
 // A LoadStmt is one load statement: the file of a module, and where it is named.
@@ -82,12 +83,38 @@ func (m *Module) compile(env starlark.StringDict, resolveLoad func(*Module, stri
 		}
 	}
 	bound(f)
-	prog, err := starlark.FileProgram(f, env.Has)
+	m.prog, err = starlark.FileProgram(f, env.Has)
 	if err != nil {
 		m.failStatic(err, env)
+		m.compileUndefined(err, env)
+	}
+}
+
+// compileUndefined compiles a module whose only mistakes so far are names that
+// nothing defines, with Undefined for each.
+func (m *Module) compileUndefined(err error, env starlark.StringDict) {
+	list, ok := err.(resolve.ErrorList)
+	if !ok {
 		return
 	}
-	m.prog = prog
+	names := starlark.StringDict{}
+	for _, e := range list {
+		message, _ := cutHint(e.Msg)
+		name, ok := strings.CutPrefix(message, "undefined: ")
+		if !ok {
+			return
+		}
+		names[name] = Undefined{}
+	}
+	f, err := parse(m.File, m.src)
+	if err != nil {
+		return
+	}
+	bound(f)
+	prog, err := starlark.FileProgram(f, func(name string) bool { return env.Has(name) || names.Has(name) })
+	if err == nil {
+		m.prog, m.undefined = prog, names
+	}
 }
 
 func (m *Module) addLoad(s *syntax.LoadStmt, resolveLoad func(*Module, string) (string, error)) {
@@ -131,7 +158,7 @@ func (m *Module) failStatic(err error, env starlark.StringDict) {
 			d := diag.Diagnostic{Pos: posOf(e.Pos), Rule: "name", Message: e.Msg}
 			d.Message, d.Hint = cutHint(e.Msg)
 			if name, ok := strings.CutPrefix(d.Message, "undefined: "); ok && d.Hint == "" {
-				if near := Nearest(name, knownNames(env, m.names)); near != "" {
+				if near := Nearest(name, knownNames(env)); near != "" {
 					d.Hint = "did you mean " + near + "?"
 				}
 			}
@@ -153,7 +180,7 @@ func cutHint(msg string) (message, hint string) {
 	return message, "did you mean " + strings.TrimSuffix(rest, ")")
 }
 
-func knownNames(env starlark.StringDict, more []string) []string {
+func knownNames(env starlark.StringDict) []string {
 	var names []string
 	for _, n := range env.Keys() {
 		if !isGuardName(n) {
@@ -165,7 +192,7 @@ func knownNames(env starlark.StringDict, more []string) []string {
 			names = append(names, n)
 		}
 	}
-	return append(names, more...)
+	return names
 }
 
 func docstring(f *syntax.File) string {
