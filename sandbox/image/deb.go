@@ -162,8 +162,28 @@ func (a *apt) make(ctx context.Context, work string) (made, error) {
 	if err := moveTo(tree, filepath.Join(a.store.Dir, "trees", digest)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return made{}, err
 	}
-	a.progress(fmt.Sprintf("unpacked %s in %s, %d packages", a.pkg, seconds(time.Since(start)), len(debs)))
-	return made{Digest: digest, Tree: true, About: "Debian packages " + strings.Join(names, ", ")}, nil
+	a.progress(fmt.Sprintf("unpacked %s in %s, %s", a.pkg, seconds(time.Since(start)), count(len(debs), "package")))
+	return made{Digest: digest, Tree: true, About: a.about(names)}, nil
+}
+
+// about says what was unpacked, for people: the package, and a word on the rest.
+func (a *apt) about(names []string) string {
+	pkg, _, _ := strings.Cut(a.pkg, "=")
+	i := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, pkg+"=") })
+	switch {
+	case i < 0: // a virtual package
+		return fmt.Sprintf("Debian's %s, as %s", pkg, strings.Join(names, ", "))
+	case len(names) == 1:
+		return "Debian's " + names[i]
+	}
+	return fmt.Sprintf("Debian's %s with %s that it needs", names[i], count(len(names)-1, "package"))
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // debName makes "jq=1.6-2.1" of dpkg-deb's fields.

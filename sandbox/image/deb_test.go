@@ -88,7 +88,7 @@ func TestDeb(t *testing.T) {
 	s := &Store{Dir: dir, AptOptions: r.options}
 	files, said := stage(t, s, sandbox.Tool{Name: "bj-prog", Deb: "bj-prog"})
 	f := files[0]
-	if len(files) != 1 || f.Path != "/" || !f.Tree || f.About != "bj-prog: Debian packages bj-lib=2.0, bj-prog=1.0-1" {
+	if len(files) != 1 || f.Path != "/" || !f.Tree || f.About != "bj-prog: Debian's bj-prog=1.0-1 with 1 package that it needs" {
 		t.Errorf("the package became %+v", files)
 	}
 	if !strings.Contains(said, "unpacked bj-prog in ") || !strings.Contains(said, "2 packages") {
