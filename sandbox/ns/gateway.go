@@ -126,9 +126,10 @@ func (g *gateway) setup(ctx context.Context, r setupRequest, channels []*os.File
 	}
 	var group errgroup.Group
 	machines := make([]*machine, len(r.Machines))
+	hubMade := make(chan struct{}) // closed when g.hub is set, or cannot be
 	for i, config := range r.Machines {
 		group.Go(func() error {
-			m, err := g.boot(config, r, channels[i])
+			m, err := g.boot(config, r, channels[i], hubMade)
 			if err != nil {
 				return fmt.Errorf("starting %s: %w", config.Name, err)
 			}
@@ -138,6 +139,7 @@ func (g *gateway) setup(ctx context.Context, r setupRequest, channels []*os.File
 	}
 	hub, err := newHub()
 	g.hub = hub
+	close(hubMade)
 	if werr := group.Wait(); err == nil {
 		err = werr
 	}
@@ -145,16 +147,11 @@ func (g *gateway) setup(ctx context.Context, r setupRequest, channels []*os.File
 		return err
 	}
 	g.machines = machines
-	for _, m := range machines {
-		if err := hub.attach(m.config, m.netns); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
 // boot starts the first process of a machine and waits until its root stands.
-func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File) (*machine, error) {
+func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, hubMade <-chan struct{}) (*machine, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, err
@@ -232,6 +229,14 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File) (
 		msg.Units = true
 	}
 	if err := sendBoot(conn, msg, t); err != nil {
+		return nil, err
+	}
+	// While it builds its root.
+	<-hubMade
+	if g.hub == nil {
+		return nil, errors.New("there is no hub")
+	}
+	if err := g.hub.attach(config, m.netns); err != nil {
 		return nil, err
 	}
 	answer, err := io.ReadAll(io.LimitReader(conn, 64<<10))

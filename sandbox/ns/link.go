@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -68,7 +69,9 @@ func setSysctl(name, value string) error {
 
 // hub is the network namespace that all machines of an environment hang on.
 type hub struct {
-	nl    *netlink.Handle
+	nl *netlink.Handle
+
+	mu    sync.Mutex // machines are attached at the same time
 	links []*machineLink
 }
 
@@ -77,7 +80,6 @@ type machineLink struct {
 	index  int
 	v4, v6 netip.Addr
 	ns     *netlink.Handle // in the machine's namespace
-	nsFile *os.File
 }
 
 // newHub prepares the namespace of the calling process, with every link down.
@@ -125,7 +127,9 @@ func (h *hub) attach(m machineConfig, ns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("opening netlink in %s: %w", m.Name, err)
 	}
-	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle, nsFile: ns})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle})
 	return nil
 }
 

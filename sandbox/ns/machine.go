@@ -37,26 +37,15 @@ func machineMain() error {
 		return err
 	}
 	boot := func() (string, error) {
+		if err := quietNetwork(); err != nil {
+			return "", err
+		}
 		msg, t, err := receiveBoot(conn)
 		if err != nil {
 			return "", err
 		}
 		if err := unix.Sethostname([]byte(msg.Machine.Name)); err != nil {
 			return "", fmt.Errorf("setting the host name: %w", err)
-		}
-		// No address but those given, and no question by the kernel itself. The
-		// uplink is made after this, and takes its settings from here.
-		for name, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "router_solicitations": "0"} {
-			if err := setSysctl("ipv6/conf/default/"+name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return "", fmt.Errorf("setting net/ipv6/conf/default/%s: %w", name, err)
-			}
-		}
-		// Ping sockets for everyone, as distributions have it. A range that the
-		// user namespace does not map is refused, which is no loss.
-		for _, ids := range []string{"0 65535", "0 0"} {
-			if setSysctl("ipv4/ping_group_range", ids) == nil {
-				break
-			}
 		}
 		var id [16]byte
 		rand.Read(id[:])
@@ -77,6 +66,26 @@ func machineMain() error {
 	}
 	conn.Close()
 	return serveAgent(units)
+}
+
+// quietNetwork gives the machine's network namespace its settings. It comes
+// before the gateway learns of the namespace and makes the uplink, which takes
+// its own from there.
+func quietNetwork() error {
+	// No address but those given, and no question by the kernel itself.
+	for name, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "router_solicitations": "0"} {
+		if err := setSysctl("ipv6/conf/default/"+name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("setting net/ipv6/conf/default/%s: %w", name, err)
+		}
+	}
+	// Ping sockets for everyone, as distributions have it. A range that the
+	// user namespace does not map is refused, which is no loss.
+	for _, ids := range []string{"0 65535", "0 0"} {
+		if setSysctl("ipv4/ping_group_range", ids) == nil {
+			break
+		}
+	}
+	return nil
 }
 
 // oomFile is the descriptor of the file that counts what the memory limit
