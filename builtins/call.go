@@ -243,10 +243,9 @@ func (c *call) required(name string) string {
 	v := c.args[i]
 	c.cursor = i
 	s := c.str(name)
-	if s == "" {
-		if str, ok := v.(starlark.String); ok && strings.TrimSpace(string(str)) == "" {
-			c.errorf(name, nil, "empty", "", "%s of %s is empty", name, c.sig.name)
-		}
+	if _, ok := v.(starlark.String); ok && strings.TrimSpace(s) == "" {
+		c.errorf(name, nil, "empty", "", "%s of %s is empty", name, c.sig.name)
+		return ""
 	}
 	return s
 }

@@ -97,7 +97,7 @@ func ParseDuration(s string) (time.Duration, error) {
 		if err != nil {
 			return 0, wrong(hint, "malformed time %s", quote(s))
 		}
-		if j == i {
+		if i == len(rest) {
 			return 0, wrong(hint, "time %s has no unit", quote(s))
 		}
 		unit := next
