@@ -42,7 +42,7 @@ func (s *site) startDaemon(ctx context.Context, st *fleet.Step, m *machine, scri
 	d := &daemon{site: s, step: st, m: m, start: time.Now(), over: make(chan struct{}),
 		cmd: sandbox.Command{Script: script, Env: s.environ(st.Env), User: st.User, Unit: st.Unit}}
 	s.voice.emit(event.Event{Event: event.StepStarted, Machine: m.Name(), Step: st.Title})
-	d.out = newOutput(s.mask, outputOptions{show: s.shower(st.Title, m.Name()), expect: s.expr(st.Expect)})
+	d.out = newOutput(s.mask, outputOptions{show: s.shower(st.Title, m.Name()), expect: s.expr(st.Expect), waiting: true})
 	p, err := m.Start(s.alive, d.cmd, d.out.write)
 	if err != nil {
 		d.out.finish()

@@ -318,12 +318,14 @@ func (p *fakeProc) do(line string) (exit sandbox.Exit, ended bool) {
 		}
 		p.output(s, []byte(rest+"\n"))
 	case "raw":
-		for q := range strings.SplitSeq(rest, " ") {
-			text, err := strconv.Unquote(q)
+		for rest = strings.TrimSpace(rest); rest != ""; rest = strings.TrimSpace(rest) {
+			q, err := strconv.QuotedPrefix(rest)
 			if err != nil {
 				panic(err)
 			}
+			text, _ := strconv.Unquote(q)
 			p.output(sandbox.Stdout, []byte(text))
+			rest = rest[len(q):]
 		}
 	case "exit":
 		n, _ := strconv.Atoi(rest)

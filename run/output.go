@@ -127,17 +127,27 @@ func (d *decoder) flush() string {
 }
 
 // matcher tells whether a stream of any length matches an expression, in
-// constant memory.
+// constant memory: regexp reads it as it comes. As regexp looks two runes
+// ahead, and so finds out late when a program says something and falls silent,
+// what was written last is looked at by itself too.
 type matcher struct {
-	pipes []*io.PipeWriter
-	done  sync.WaitGroup
+	re       *regexp.Regexp
+	found    func()
+	anchored bool // it asks for the beginning of the text
+	pipes    []*io.PipeWriter
+	done     sync.WaitGroup
+	recent   []byte // all of the text, or its last line
+	cut      bool   // recent is not all
 }
 
-// newMatcher starts looking for re; found is called at most once for each way
-// to see the text. A final newline may be seen or not, so that "ok$" matches
-// what echo prints.
+// maxRecent bounds matcher.recent, in bytes.
+const maxRecent = 16 << 10
+
+// newMatcher starts looking for re; found is called when it matches, maybe more
+// than once. A final newline may be seen or not, so that "ok$" matches what
+// echo prints.
 func newMatcher(re *regexp.Regexp, found func()) *matcher {
-	m := &matcher{}
+	m := &matcher{re: re, found: found, anchored: asks(re, syntax.OpBeginText)}
 	look := func(wrap func(io.RuneReader) io.RuneReader) {
 		r, w := io.Pipe()
 		m.pipes = append(m.pipes, w)
@@ -149,15 +159,31 @@ func newMatcher(re *regexp.Regexp, found func()) *matcher {
 		})
 	}
 	look(func(r io.RuneReader) io.RuneReader { return r })
-	if endsText(re) {
+	if asks(re, syntax.OpEndText) {
 		look(func(r io.RuneReader) io.RuneReader { return &chomper{r: r} })
 	}
 	return m
 }
 
-func (m *matcher) write(p []byte) {
+// write takes the next piece of the text. With now it answers at once where it
+// can; else the answer may come as late as close.
+func (m *matcher) write(p []byte, now bool) {
 	for _, w := range m.pipes {
 		_, _ = w.Write(p) // an error means that it has found what it looked for
+	}
+	if !now {
+		return
+	}
+	m.recent = append(m.recent, p...)
+	if (!m.cut || !m.anchored) && (m.re.Match(m.recent) || m.re.Match(bytes.TrimSuffix(m.recent, []byte("\n")))) {
+		m.found()
+	}
+	if len(m.recent) > maxRecent || m.cut {
+		m.cut = true
+		m.recent = append([]byte(nil), m.recent[bytes.LastIndexByte(m.recent, '\n')+1:]...)
+		if len(m.recent) > maxRecent {
+			m.recent = nil
+		}
 	}
 }
 
@@ -169,16 +195,14 @@ func (m *matcher) close() {
 	m.done.Wait()
 }
 
-// endsText reports whether re asks anywhere for the end of the text.
-func endsText(re *regexp.Regexp) bool {
+// asks reports whether op is part of re.
+func asks(re *regexp.Regexp, op syntax.Op) bool {
 	tree, err := syntax.Parse(re.String(), syntax.Perl)
 	if err != nil {
 		return true
 	}
 	var walk func(*syntax.Regexp) bool
-	walk = func(x *syntax.Regexp) bool {
-		return x.Op == syntax.OpEndText || slices.ContainsFunc(x.Sub, walk)
-	}
+	walk = func(x *syntax.Regexp) bool { return x.Op == op || slices.ContainsFunc(x.Sub, walk) }
 	return walk(tree)
 }
 
@@ -223,6 +247,8 @@ type output struct {
 	tail   []byte                       // the end of both, masked
 	hidden bool                         // nothing of it may be seen at all
 
+	waiting bool // somebody waits for a match while the command runs
+
 	capture  []byte // stdout, if captures
 	captures bool
 
@@ -241,12 +267,13 @@ type part struct {
 type outputOptions struct {
 	show    func(sandbox.Stream, string)
 	expect  *regexp.Regexp
+	waiting bool
 	capture bool
 	hidden  bool
 }
 
 func newOutput(m *mask, o outputOptions) *output {
-	out := &output{mask: m, show: o.show, captures: o.capture, hidden: o.hidden, found: make(chan struct{})}
+	out := &output{mask: m, show: o.show, waiting: o.waiting, captures: o.capture, hidden: o.hidden, found: make(chan struct{})}
 	if o.expect != nil {
 		for i := range out.parts {
 			out.parts[i].matcher = newMatcher(o.expect, func() { out.once.Do(func() { close(out.found) }) })
@@ -263,8 +290,8 @@ func (o *output) write(s sandbox.Stream, p []byte) {
 	if s == sandbox.Stderr {
 		k = &o.parts[1]
 	}
-	if k.matcher != nil {
-		k.matcher.write(p)
+	if k.matcher != nil && !o.matched() {
+		k.matcher.write(p, o.waiting)
 	}
 	if o.captures && s == sandbox.Stdout && len(o.capture) <= maxCapture {
 		o.capture = append(o.capture, p[:min(len(p), maxCapture+1-len(o.capture))]...)

@@ -20,18 +20,21 @@ func (s *site) step(ctx context.Context, st *fleet.Step) *failure {
 		s.voice.emit(event.Event{Event: event.Note, Step: st.Title, Text: fmt.Sprintf("the step %q is done by hand, and was not tested", st.Title)})
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var all sync.WaitGroup
+	var once sync.Once
+	var first *failure
 	for i, name := range st.On {
 		all.Go(func() {
 			if f := s.stepOn(ctx, st, s.machines[name], scriptFor(st.Run, i)); f != nil {
-				cancel(f)
+				once.Do(func() { first = f })
+				cancel()
 			}
 		})
 	}
 	all.Wait()
-	return stopped(ctx)
+	return first
 }
 
 // stepOn does one step on one machine, again as often as it may be retried.

@@ -44,8 +44,8 @@ type Terminal struct {
 	drawn int         // live lines that stand on the terminal
 	// judged are the recipes whose verdict was given, until they run again.
 	judged map[string]bool
-	stop  chan struct{}
-	done  sync.WaitGroup
+	stop   chan struct{}
+	done   sync.WaitGroup
 }
 
 // progress is what is known of a running recipe.
