@@ -189,11 +189,16 @@ func (n *NS) Dial(network, address string, timeout time.Duration) (net.Conn, err
 	return c, nil
 }
 
-// Run runs a program in n and returns what it printed.
+// Run runs a program in n and returns what it printed, without its errors.
 func (n *NS) Run(name string, args ...string) (string, error) {
 	var out []byte
 	err := n.Do(func() (err error) {
-		out, err = exec.Command(name, args...).CombinedOutput()
+		cmd := exec.Command(name, args...)
+		var errs strings.Builder
+		cmd.Stderr = &errs
+		if out, err = cmd.Output(); err != nil {
+			err = fmt.Errorf("%w: %s", err, errs.String())
+		}
 		return err
 	})
 	return string(out), err
@@ -325,8 +330,16 @@ func (n *NS) up(name string) vnetlink.Link {
 	return link
 }
 
-// Up brings up loopback.
-func (n *NS) Up() { n.t.Helper(); n.up("lo") }
+// Up brings up loopback, with more addresses.
+func (n *NS) Up(addresses ...string) {
+	n.t.Helper()
+	lo := n.up("lo")
+	for _, a := range addresses {
+		if err := n.NL.AddrAdd(lo, addr(netip.MustParseAddr(a))); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
 
 func familyOf(a netip.Addr) int {
 	if a.Is4() {
