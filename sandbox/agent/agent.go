@@ -6,7 +6,7 @@
 //	Client    the host: starts commands, stages files, tries probes
 //	frame     length, kind, id, payload: what crosses the stream
 //	group     everything that one command started, however it daemonized
-//	spawner   the one confined thread that every command is forked from
+//	spawner   the one thread that every command is forked from
 //
 // # The stream
 //
@@ -33,6 +33,12 @@
 // hold the pipes for ever. When the command's own process has ended, the guest
 // delivers what the pipes held at that moment, then the exit; what children
 // write later follows, until the last of them has closed the pipes.
+//
+// # Trust
+//
+// The agent enforces nothing that root of its machine could not undo by taking
+// it over: it has the same namespaces and the same seccomp filter. What it says
+// of canaries is therefore checked against what the seal saw outside.
 package agent
 
 import "time"

@@ -62,7 +62,16 @@ type machine struct {
 	*Client
 	guest  *exec.Cmd
 	stderr *bytes.Buffer
-	cgroup string
+}
+
+// cgroup is the folder that the guest was given, or empty.
+func (m *machine) cgroup() string {
+	for _, e := range m.guest.Env {
+		if dir, ok := strings.CutPrefix(e, "AGENT_TEST_CGROUP="); ok {
+			return dir
+		}
+	}
+	return ""
 }
 
 // variants are the machines that every test of behaviour runs on.
@@ -76,7 +85,70 @@ func variants(t *testing.T, f func(t *testing.T, m *machine)) {
 // ids, else as an ordinary user would, with one id.
 func newMachine(t *testing.T, cgroups bool) *machine {
 	t.Helper()
+	if cgroups {
+		return newMachineFrom(t, func(t *testing.T, g *exec.Cmd) {
+			g.Env = append(g.Env, "AGENT_TEST_CGROUP="+testCgroup(t))
+			manyIDs(g, os.Getuid())
+		})
+	}
+	return newMachineFrom(t, func(*testing.T, *exec.Cmd) {})
+}
+
+// manyIDs maps 65536 ids, root to host.
+func manyIDs(g *exec.Cmd, host int) {
+	g.SysProcAttr.GidMappingsEnableSetgroups = true
+	g.SysProcAttr.Credential = &syscall.Credential{}
+	g.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: host, Size: 65536}}
+	g.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: host, Size: 65536}}
+}
+
+// hidden executes the guest from a file that the machine's root may not read
+// and whose owner it has no id for.
+func hidden(t *testing.T, g *exec.Cmd) {
+	manyIDs(g, 1_000_000)
+	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "guest")
+	t.Cleanup(func() { f.Close() })
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	if _, err := f.ReadFrom(exe); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Chmod(0o111); err != nil {
+		t.Fatal(err)
+	}
+	// A file that is open for writing cannot be executed.
+	ro, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ro.Close() })
+	f.Close()
+	g.Path = fmt.Sprintf("/proc/self/fd/%d", ro.Fd())
+}
+
+// newMachineFrom starts a guest that configure has changed.
+func newMachineFrom(t *testing.T, configure func(*testing.T, *exec.Cmd)) *machine {
+	t.Helper()
 	m := &machine{stderr: &bytes.Buffer{}}
+	m.guest = exec.Command("/proc/self/exe")
+	m.guest.Env = []string{roleVar + "=guest", "AGENT_TEST_OOM=" + os.Getenv("AGENT_TEST_OOM")}
+	m.guest.Stderr = m.stderr
+	m.guest.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS |
+			syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+		Pdeathsig:   syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	configure(t, m.guest)
+
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -88,24 +160,7 @@ func newMachine(t *testing.T, cgroups bool) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.guest = exec.Command("/proc/self/exe")
-	m.guest.Env = []string{roleVar + "=guest", "AGENT_TEST_OOM=" + os.Getenv("AGENT_TEST_OOM")}
 	m.guest.ExtraFiles = []*os.File{theirs}
-	m.guest.Stderr = m.stderr
-	size := 1
-	m.guest.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS |
-			syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-		Pdeathsig: syscall.SIGKILL,
-	}
-	if cgroups {
-		m.cgroup = testCgroup(t)
-		m.guest.Env = append(m.guest.Env, "AGENT_TEST_CGROUP="+m.cgroup)
-		m.guest.SysProcAttr.GidMappingsEnableSetgroups = true
-		size = 65536
-	}
-	m.guest.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: size}}
-	m.guest.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: size}}
 	if err := m.guest.Start(); err != nil {
 		conn.Close()
 		t.Skipf("starting a machine: %v", err)

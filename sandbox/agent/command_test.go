@@ -203,14 +203,14 @@ func TestBackground(t *testing.T) {
 		m.script(t, "touch /tmp/agent-go."+pid)
 		eventually(t, "late output", func() bool { return tr.String(sandbox.Stdout) == pid+"\nlate\n" })
 
-		p, err = m.Start(testContext(t), sandbox.Command{Script: "yes & exit 3", Unit: "bg"}, tr.write)
+		p, err = m.Start(testContext(t), sandbox.Command{Script: "yes & exit 3", Unit: "yes"}, tr.write)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if e, err := p.Wait(testContext(t)); err != nil || e.Code != 3 {
 			t.Fatalf("%+v %v", e, err)
 		}
-		if n, err := m.KillUnit(testContext(t), "bg"); n != 1 || err != nil {
+		if n, err := m.KillUnit(testContext(t), "yes"); n != 1 || err != nil {
 			t.Errorf("killed %d, %v", n, err)
 		}
 	})
@@ -240,9 +240,9 @@ func TestManyForks(t *testing.T) {
 		}
 		wg.Wait()
 		noZombies(t, m)
-		if m.cgroup != "" {
+		if root := m.cgroup(); root != "" {
 			eventually(t, "removing the cgroups of commands that have ended", func() bool {
-				left, _ := filepath.Glob(m.cgroup + "/u-*")
+				left, _ := filepath.Glob(root + "/u-*")
 				return len(left) == 0
 			})
 		}

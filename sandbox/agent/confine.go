@@ -2,26 +2,25 @@ package agent
 
 import (
 	"fmt"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// confine restricts the calling thread, for good, and all that it will fork:
-// a seccomp filter closes ways around the seal that no packet filter sees, and
-// a Landlock domain keeps root of the machine off the agent. Neither sets
-// no_new_privs, so su and ping work; that takes CAP_SYS_ADMIN in the machine's
-// user namespace, which the agent has.
+// confine restricts this process, for good, and all that it will start: a
+// seccomp filter closes ways around the seal that no packet filter sees. It
+// covers the agent too, so that root of the machine gains nothing by taking the
+// agent over. It does not set no_new_privs, so su and ping work; that takes
+// CAP_SYS_ADMIN in the machine's user namespace, which the agent has.
 func confine() error {
-	runtime.LockOSThread() // as often as the caller unlocks it: never
 	filter := seccompFilter()
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
 		return fmt.Errorf("installing the seccomp filter: %w", errno)
 	}
-	if err := landlock(); err != nil {
-		return fmt.Errorf("entering a landlock domain: %w", err)
+	if r != 0 {
+		return fmt.Errorf("installing the seccomp filter: thread %d has another one", r)
 	}
 	return nil
 }
@@ -104,27 +103,4 @@ func seccompFilter() []unix.SockFilter {
 		p = append(p, unless(f), allow)
 	}
 	return append(p, fail(unix.EAFNOSUPPORT))
-}
-
-// landlock makes a domain that restricts no file and no port. What counts is
-// that a process may not trace, read the memory of, signal, or take
-// descriptors from one outside its domain, whatever its capabilities, and that
-// abstract Unix sockets made outside are out of reach. Kernels before 6.12 have
-// no domain without restrictions on files, which would forbid mounting; there
-// only users other than root are kept off, because the agent is not dumpable.
-func landlock() error {
-	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 || abi < 6 {
-		return nil
-	}
-	attr := unix.LandlockRulesetAttr{Scoped: unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL}
-	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
-	if errno != 0 {
-		return fmt.Errorf("making a ruleset: %w", errno)
-	}
-	defer unix.Close(int(fd))
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
 }

@@ -108,14 +108,14 @@ func (t *cgroups) kill(groups []group, deadline time.Time) (int, error) {
 		if err == nil {
 			err = t.write(path.Join(gr.folder(), "cgroup.kill"), "1")
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !removed(err) {
 			errs = append(errs, err)
 		}
 	}
 	for _, gr := range groups {
 		for try := 0; ; try++ {
 			b, err := t.read(path.Join(gr.folder(), "cgroup.events"))
-			if errors.Is(err, fs.ErrNotExist) || err == nil && !strings.Contains(string(b), "populated 1") {
+			if removed(err) || err == nil && !strings.Contains(string(b), "populated 1") {
 				break
 			}
 			if err == nil && time.Now().After(deadline) {
@@ -151,6 +151,11 @@ func (t *cgroups) sweep(groups []group) []group {
 		}
 	}
 	return gone
+}
+
+// removed says that a folder was gone before it was opened, or after.
+func removed(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
 
 // processes lists those of a folder and of the folders that they made below.

@@ -18,6 +18,9 @@ import (
 var helpers = map[string]func(){
 	"hop":     hop,
 	"threads": threads,
+	"calls":   calls,
+	"compat":  compat,
+	"attack":  attack,
 }
 
 // helper is the command that runs one of helpers.

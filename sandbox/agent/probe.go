@@ -76,20 +76,17 @@ type attempt struct {
 	out Outcome
 }
 
-// probe tries all of ps, on the thread that commands are forked from, so that
-// it meets what they meet. Those of an earlier call are let go of.
+// probe tries all of ps. Those of an earlier call are let go of.
 func (g *guest) probe(ps []Probe) []Outcome {
 	g.dropProbes()
-	g.spawner.do(func() {
-		for _, p := range ps {
-			a := &attempt{Probe: p, fd: -1, out: Outcome{State: Sent}}
-			if err := a.try(); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-				a.out = Outcome{State: Refused, Errno: errnoName(err)}
-				a.close()
-			}
-			g.probes = append(g.probes, a)
+	for _, p := range ps {
+		a := &attempt{Probe: p, fd: -1, out: Outcome{State: Sent}}
+		if err := a.try(); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			a.out = Outcome{State: Refused, Errno: errnoName(err)}
+			a.close()
 		}
-	})
+		g.probes = append(g.probes, a)
+	}
 	return g.outcomes()
 }
 

@@ -37,14 +37,14 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 	if err := harden(); err != nil {
 		return err
 	}
+	if err := confine(); err != nil {
+		return err
+	}
 	tracker, err := newTracker(opts)
 	if err != nil {
 		return err
 	}
-	spawner, err := newSpawner(tracker)
-	if err != nil {
-		return err
-	}
+	spawner := newSpawner(tracker)
 	g := &guest{
 		opts:     opts,
 		out:      &frameWriter{w: conn},
@@ -72,13 +72,17 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 
 	err = g.serve(conn)
-
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		// Deaths by the agent's own hand are no exits of commands.
+		conn.Close()
+		g.out.stop(err)
+	}
 	killed := g.killAll()
 	if err == nil {
 		err = g.out.send(kindBye, 0, nil)
-	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
 	}
 	stop()
 	conn.Close()
@@ -98,8 +102,9 @@ func harden() error {
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("closing descriptors on exec: %w", err)
 	}
-	// Users of the machine cannot trace the agent or read its memory; root of
-	// the machine is kept off by the commands' Landlock domain.
+	// Users of the machine cannot trace the agent or read its memory. Root of the
+	// machine can, unless the agent was executed from a file that it may not read
+	// and whose owner its user namespace does not know.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("making the agent undumpable: %w", err)
 	}

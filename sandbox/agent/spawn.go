@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A spawner forks every command from one thread of its own. That thread alone
-// carries the seccomp filter and the Landlock domain of Confine and, where
-// there are no cgroups, the mark of the command; children inherit all three,
-// while the agent itself stays free.
+// A spawner forks every command from one thread of its own, because the mark of
+// a command, where there are no cgroups, is a property of the thread that forks
+// it.
 //
 // It also reaps: nothing else in the process may wait for children. One lock
 // covers forking, reaping and signalling, so that an exit is never seen before
@@ -29,26 +28,17 @@ type spawner struct {
 	waiting map[int]chan<- unix.WaitStatus
 }
 
-func newSpawner(t tracker) (*spawner, error) {
+func newSpawner(t tracker) *spawner {
 	s := &spawner{tracker: t, work: make(chan func()), waiting: map[int]chan<- unix.WaitStatus{}}
-	ready := make(chan error)
 	s.done.Go(func() {
 		// Never unlocked: the thread ends with the goroutine, as it must not be
 		// used for anything else.
 		runtime.LockOSThread()
-		err := confine()
-		ready <- err
-		if err != nil {
-			return
-		}
 		for f := range s.work {
 			f()
 		}
 	})
-	if err := <-ready; err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s
 }
 
 func (s *spawner) stop() {
@@ -56,7 +46,7 @@ func (s *spawner) stop() {
 	s.done.Wait()
 }
 
-// do runs f on the confined thread.
+// do runs f on the thread that forks.
 func (s *spawner) do(f func()) {
 	finished := make(chan struct{})
 	s.work <- func() { defer close(finished); f() }

@@ -144,7 +144,8 @@ func (u user) dir() string {
 	}
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	switch {
-	case !ok || u.uid == 0:
+	case !ok || u.uid == 0: // the agent's own user
+		ok = unix.Access(u.home, unix.X_OK) == nil
 	case st.Uid == u.uid:
 		ok = fi.Mode()&0o100 != 0
 	case slices.Contains(u.groups, st.Gid):

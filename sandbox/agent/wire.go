@@ -102,6 +102,15 @@ type frameWriter struct {
 	err error
 }
 
+// stop makes every later write fail.
+func (w *frameWriter) stop(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+}
+
 // write sends b, which is a frame with its header in place.
 func (w *frameWriter) write(b []byte) error {
 	w.mu.Lock()
