@@ -182,13 +182,13 @@ func TestSecretsAreMasked(t *testing.T) {
 func TestLongAndBinaryOutput(t *testing.T) {
 	trial(t, func(l *lab) {
 		r := with(func(r *fleet.Recipe, s *fleet.Step) {
-			script(s, strings.Repeat("raw \""+strings.Repeat("0123456789abcdef", 1<<12)+"\\n\"\n", 64)+"echo the end\ntouch ready")
+			script(s, strings.Repeat("raw \""+strings.Repeat("0123456789abcdef", 1<<12)+"\\n\"\n", 16)+"echo the end\ntouch ready")
 			s.Expect = `^0123(?s:.*)the end$`
 		})
 		size, largest := 0, 0
 		l.options.Sink = func(e event.Event) { size += len(e.Text); largest = max(largest, len(e.Text)) }
 		l.want(r, "recovered")
-		if size < 64<<16 || largest > maxText {
+		if size < 16<<16 || largest > maxText {
 			t.Errorf("%d bytes in pieces of up to %d", size, largest)
 		}
 	})

@@ -116,6 +116,7 @@ func (s *site) round(ctx context.Context, v *fleet.Validation) (bool, []*try) {
 	defer cancel()
 	var mu sync.Mutex
 	held, failed := 0, 0
+	var late *time.Timer
 	tries := make([]*try, len(v.On))
 	var all sync.WaitGroup
 	for i, name := range v.On {
@@ -131,12 +132,19 @@ func (s *site) round(ctx context.Context, v *fleet.Validation) (bool, []*try) {
 			} else {
 				failed++
 			}
-			if held >= v.AtLeast || failed > len(v.On)-v.AtLeast {
+			switch {
+			case held >= v.AtLeast:
 				cancel()
+			case failed == len(v.On)-v.AtLeast+1:
+				// The rest may still say how they are, but not hold up the next round.
+				late = time.AfterFunc(v.Every, cancel)
 			}
 		})
 	}
 	all.Wait()
+	if late != nil {
+		late.Stop()
+	}
 	return held >= v.AtLeast, tries
 }
 
