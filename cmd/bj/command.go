@@ -27,7 +27,11 @@ type command struct {
 // commands is the command table, in the order in which help lists it.
 func commands() []*command {
 	return []*command{
+		testCommand(),
+		listCommand(),
+		showCommand(),
 		initCommand(),
+		doctorCommand(),
 		docsCommand(),
 		versionCommand(),
 		completionCommand(),

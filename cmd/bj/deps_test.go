@@ -76,8 +76,12 @@ var (
 	vocabularyBlind = []string{"os/exec", "net", "syscall", "golang.org/x/sys"}
 )
 
-// anyone names what every package may import, and every test.
-var anyone, anyTest = "lang/diag", "sandbox/sandboxtest"
+// anyone names what every package may import, and anyTest what tests may beside
+// that: the vocabulary's values, and the conformance suite.
+var (
+	anyone  = []string{"lang/diag"}
+	anyTest = []string{"fleet", "sandbox/sandboxtest"}
+)
 
 // goFile is a parsed file of the module.
 type goFile struct {
@@ -149,7 +153,7 @@ func TestImports(t *testing.T) {
 			ours, isOurs := strings.CutPrefix(imported, "bj/")
 			switch {
 			case imported == "bj" || isOurs && ours == f.folder: // an external test of the package itself
-			case isOurs && (slices.Contains(rule.may, "all") || slices.Contains(rule.may, ours) || ours == anyone || f.test && ours == anyTest):
+			case isOurs && (slices.Contains(rule.may, "all") || slices.Contains(rule.may, ours) || slices.Contains(anyone, ours) || f.test && slices.Contains(anyTest, ours)):
 			case isOurs:
 				t.Errorf("%s: %s must not import %s: %s", f.place(fset, spec.Pos()), f.folder, ours, rule.why)
 			case !f.test && slices.ContainsFunc(rule.never, func(p string) bool { return imported == p || strings.HasPrefix(imported, p+"/") }):
@@ -219,6 +223,57 @@ func TestFolders(t *testing.T) {
 	for _, e := range entries {
 		if e.IsDir() && !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), "bazel-") {
 			t.Errorf("the folder %s is not part of the layout: %v", e.Name(), known)
+		}
+	}
+}
+
+// TestDependencies compares docs/dependencies.md with what is imported, and
+// with the versions of go.mod and of the Makefile.
+func TestDependencies(t *testing.T) {
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	row := regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (v[^ ]+) \\| ")
+	documented := map[string]string{}
+	for _, m := range row.FindAllStringSubmatch(read("docs/dependencies.md"), -1) {
+		documented[m[1]] = m[2]
+	}
+	wanted := map[string]string{}
+	required := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\t(\S+) (v\S+)`).FindAllStringSubmatch(read("go.mod"), -1) {
+		required[m[1]] = m[2]
+	}
+	fset := token.NewFileSet()
+	for _, f := range goFiles(t, fset) {
+		for _, spec := range f.ast.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			module := imported
+			for module != "." && required[module] == "" {
+				module = path.Dir(module)
+			}
+			if module != "." {
+				wanted[module] = required[module]
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^[A-Z]+ +:= (\S+)@(v\S+)$`).FindAllStringSubmatch(read("Makefile"), -1) {
+		wanted[m[1]] = m[2]
+	}
+	for module, version := range wanted {
+		if documented[module] != version {
+			t.Errorf("docs/dependencies.md does not say what %s %s is for", module, version)
+		}
+	}
+	for module, version := range documented {
+		if wanted[module] == "" {
+			t.Errorf("docs/dependencies.md explains %s %s, which nothing uses", module, version)
 		}
 	}
 }

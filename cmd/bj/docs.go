@@ -75,7 +75,7 @@ func writeReference(w io.Writer) error {
 
 // referenceEntries makes the reference of what the program consists of.
 func referenceEntries() []entry {
-	var entries []entry
+	entries := languageEntries()
 	for _, c := range commands() {
 		entries = append(entries, entry{"Commands", c.name, commandEntry(c)})
 	}

@@ -43,7 +43,11 @@ func newEnv() *env {
 type pipe struct {
 	w      io.Writer
 	closed atomic.Bool
+	gone   atomic.Pointer[func()]
 }
+
+// onClose has f called when the reader is found to have gone away.
+func (p *pipe) onClose(f func()) { p.gone.Store(&f) }
 
 func (p *pipe) Write(b []byte) (int, error) {
 	if p.closed.Load() {
@@ -52,6 +56,9 @@ func (p *pipe) Write(b []byte) (int, error) {
 	n, err := p.w.Write(b)
 	if errors.Is(err, syscall.EPIPE) {
 		p.closed.Store(true)
+		if f := p.gone.Load(); f != nil {
+			(*f)()
+		}
 		return len(b), nil
 	}
 	return n, err

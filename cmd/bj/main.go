@@ -23,26 +23,33 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"bj/sandbox/ns"
 )
 
 func main() {
 	if hidden(os.Args) {
 		return
 	}
-	os.Exit(run(os.Args[1:]))
+	os.Exit(runArgs(os.Args[1:]))
 }
 
 // hidden runs a hidden command, if args name one, and reports whether it did.
 // Nothing may come before it.
 func hidden(args []string) bool {
-	return false
+	handled, err := ns.Main(args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bj: error: %v\n", err)
+		os.Exit(exitError)
+	}
+	return handled
 }
 
 // errInterrupted is the cause of the context that a signal cancelled.
 var errInterrupted = errors.New("interrupted")
 
-// run is bj with args, and returns its exit code.
-func run(args []string) (code int) {
+// runArgs is bj with args, and returns its exit code.
+func runArgs(args []string) (code int) {
 	// A pipe whose reader has gone is an error of the write, never our death:
 	// environments are torn down first.
 	signal.Ignore(syscall.SIGPIPE)

@@ -11,9 +11,11 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"bj/builtins"
 )
 
-var update = flag.Bool("update", false, "write the files that are made from the program: help texts and the reference")
+var update = flag.Bool("update", false, "write the files that are made from the program: help texts, the reference, what scripts compare")
 
 // The test binary is bj when it is called so.
 func TestMain(m *testing.M) {
@@ -26,6 +28,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		UpdateScripts:       *update,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
@@ -66,6 +69,39 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, filepath.Join("..", "..", "docs", "reference.md"), b.Bytes())
+}
+
+// TestMeanings holds that the reference explains every builtin and parameter
+// that there is, and no other.
+func TestMeanings(t *testing.T) {
+	words := meanings()
+	for _, b := range builtins.Reference() {
+		m := words[b.Name]
+		delete(words, b.Name)
+		if m.doc == "" {
+			t.Errorf("%s has no words", b.Name)
+		}
+		said := map[string]bool{}
+		for _, p := range m.params {
+			said[p[0]] = true
+		}
+		names := []string{b.Rest}
+		for _, p := range b.Params {
+			names = append(names, p.Name)
+		}
+		for _, name := range names {
+			if name != "" && !said[name] {
+				t.Errorf("%s has no words for its parameter %s", b.Name, name)
+			}
+			delete(said, name)
+		}
+		for name := range said {
+			t.Errorf("%s has words for %s, which is no parameter", b.Name, name)
+		}
+	}
+	for name := range words {
+		t.Errorf("there are words for %s, which is no builtin", name)
+	}
 }
 
 // TestHelp compares the help of every command with testdata/help.

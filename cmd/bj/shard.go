@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bj/fleet"
+	"bj/run/event"
 )
 
 // shard is a part of the recipes: the index-th of count, from 1. The zero value
@@ -169,4 +170,26 @@ func guess(r *fleet.Recipe) float64 {
 		return r.Estimate.Seconds()
 	}
 	return time.Minute.Seconds()
+}
+
+// recorded returns how long a recipe takes as far as the results in dir say: the
+// median of the runs that recovered, or else its guess.
+func recorded(dir string) func(*fleet.Recipe) float64 {
+	return func(r *fleet.Recipe) float64 {
+		records, err := event.Records(dir, r.Label)
+		if err != nil { // what cannot be read here could not be read elsewhere
+			return guess(r)
+		}
+		var took []float64
+		for _, x := range records {
+			if x.Verdict.Verdict == event.Recovered {
+				took = append(took, x.End.Sub(x.Start).Seconds())
+			}
+		}
+		if len(took) == 0 {
+			return guess(r)
+		}
+		slices.Sort(took)
+		return took[len(took)/2]
+	}
 }

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+)
+
+func doctorCommand() *command {
+	return &command{
+		name:  "doctor",
+		short: "says what this machine can run, and how to mend what it cannot",
+		long: `leases a machine from every sandbox that there is, seals it and runs a command in
+it, since nothing less tells whether that works. then it looks for the programs
+that make tools. it removes what environments without a living owner have left.
+exit 0 says that bj test can run, 3 that it cannot.`,
+		run: runDoctor,
+	}
+}
+
+// finding is what doctor found out about one thing.
+type finding struct {
+	name, text string
+	err        error  // what is missing
+	mend       string // the command that mends it
+	vital      bool   // bj test cannot run without it
+}
+
+func runDoctor(ctx context.Context, e *env, args []string) error {
+	if err := noArguments("doctor", args); err != nil {
+		return err
+	}
+	failed := false
+	for _, look := range []func(context.Context, *env) finding{
+		lookAtSystem, lookAtCache, lookAtNamespace,
+		lookForProgram("go", `tool(go = ...) is built with it`, "install Go from https://go.dev/dl, or: apt-get install golang-go"),
+		lookForProgram("apt-get", `tool(deb = ...) is fetched with it`, "a Debian machine has it"),
+		lookForProgram("dpkg-deb", `tool(deb = ...) is unpacked with it`, "apt-get install dpkg"),
+		lookForProgram("git", "bj test --changed-since asks it", "apt-get install git"),
+	} {
+		f := look(ctx, e)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		state := "ok"
+		switch {
+		case f.err != nil && f.vital:
+			state, failed = "broken", true
+			f.text = f.err.Error()
+		case f.err != nil:
+			state = "missing"
+			f.text += ": " + f.err.Error()
+		}
+		fmt.Fprintf(e.stdout, "%-8s %-10s %s\n", state, f.name, indent(f.text, 20))
+		if f.err != nil && f.mend != "" {
+			fmt.Fprintf(e.stdout, "%-8s %-10s mend it: %s\n", "", "", indent(f.mend, 20))
+		}
+	}
+	if failed {
+		return &failure{code: exitError, err: errors.New("this machine cannot run bj test"), hint: "mend what is broken above, and run bj doctor again"}
+	}
+	fmt.Fprintln(e.stdout, "bj test can run here")
+	return nil
+}
+
+// lookAtSystem says what this is.
+func lookAtSystem(context.Context, *env) finding {
+	f := finding{name: "system", vital: true}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		f.err = fmt.Errorf("asking the kernel its name: %w", err)
+		return f
+	}
+	user := "root"
+	if os.Geteuid() != 0 {
+		user = "an ordinary user"
+	}
+	f.text = fmt.Sprintf("bj %s on %s %s, %s, %s, as %s", version,
+		unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, plural(runtime.NumCPU(), "core"), user)
+	return f
+}
+
+// lookAtCache says where the cache is, and whether it can be written.
+func lookAtCache(_ context.Context, e *env) finding {
+	f := finding{name: "cache", vital: true, mend: "name a folder that can be written: BJ_CACHE=/var/tmp/bj"}
+	dir, err := e.cacheDir()
+	if err != nil {
+		f.err = err
+		return f
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		f.err = fmt.Errorf("making the cache: %w", err)
+		return f
+	}
+	probe, err := os.CreateTemp(dir, ".doctor-*")
+	if err != nil {
+		f.err = fmt.Errorf("writing to the cache: %w", err)
+		return f
+	}
+	defer os.Remove(probe.Name())
+	defer probe.Close()
+	f.text = dir
+	return f
+}
+
+// lookAtNamespace leases a machine of the embedded provider.
+func lookAtNamespace(ctx context.Context, e *env) finding {
+	f := finding{name: defaultSandbox, vital: true, text: "machines of namespaces can be leased and sealed"}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // the agent may have to be built
+	defer cancel()
+	cache, err := e.cacheDir()
+	if err != nil {
+		cache = filepath.Join(os.TempDir(), "bj-cache")
+	}
+	p, err := newProvider(ctx, defaultSandbox, "bj doctor", cache, func(s string) { f.text += "\n" + s })
+	if err == nil {
+		var removed []string
+		if removed, err = p.Reap(ctx); len(removed) > 0 {
+			f.text += "\nremoved what was left: " + fmt.Sprint(removed)
+		}
+	}
+	if err == nil {
+		err = p.Check(ctx)
+	}
+	f.err = err
+	var fault *sandbox.Error
+	var own *failure
+	switch {
+	case errors.As(err, &fault):
+		f.mend = fault.Hint
+	case errors.As(err, &own):
+		f.mend = own.hint
+	}
+	return f
+}
+
+// lookForProgram looks for a program on PATH, and says what it is for.
+func lookForProgram(name, use, mend string) func(context.Context, *env) finding {
+	return func(context.Context, *env) finding {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return finding{name: name, text: use, err: errors.New("it is not on PATH"), mend: mend}
+		}
+		return finding{name: name, text: path + ": " + use}
+	}
+}

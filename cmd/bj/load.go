@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"bj/builtins"
+	"bj/fleet"
+	"bj/lang"
+	"bj/lang/diag"
+	"bj/stdlib"
+)
+
+// loaded is a workspace and the recipes of it that patterns name.
+type loaded struct {
+	workspace *lang.Workspace
+	fleet     *fleet.Fleet
+	recipes   []*fleet.Recipe // sorted by label
+}
+
+// loadFleet loads the workspace of the current folder and selects recipes: with
+// wildcards that leave out manual ones, or not. Mistakes in what was selected
+// are the error; all others are printed as warnings.
+func loadFleet(ctx context.Context, e *env, patterns []string, manualToo bool) (*loaded, error) {
+	ws, result, err := e.loadWorkspace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cwd, err := ws.PackageOf(e.dir)
+	if err != nil {
+		return nil, err
+	}
+	choose := result.Select
+	if manualToo {
+		choose = result.SelectAll
+	}
+	recipes, mistakes, err := choose(patterns, cwd)
+	if mistakes.HasErrors() {
+		return nil, mistakes
+	}
+	e.diagnose(mistakes)
+	var bad *lang.LabelError
+	var none *builtins.NoMatchError
+	switch {
+	case errors.As(err, &bad):
+		return nil, usage(bad.Hint, "%w", err)
+	case errors.As(err, &none):
+		return nil, nothing(none.Hint, "%w", err)
+	case err != nil:
+		return nil, err
+	}
+	return &loaded{ws, result.Fleet, recipes}, nil
+}
+
+// findWorkspace finds the workspace of the current folder.
+func (e *env) findWorkspace() (*lang.Workspace, error) {
+	ws, err := lang.FindWorkspace(e.dir)
+	if errors.Is(err, lang.ErrNoWorkspace) {
+		return nil, usage("bj init starts a workspace", "%w", err)
+	}
+	return ws, err
+}
+
+// loadWorkspace loads the workspace of the current folder.
+func (e *env) loadWorkspace(ctx context.Context) (*lang.Workspace, *builtins.Result, error) {
+	ws, err := e.findWorkspace()
+	if err != nil {
+		return nil, nil, err
+	}
+	opts := builtins.Options{Version: version, Stdlib: stdlib.FS, NoCache: e.noCache, Print: e.print}
+	if dir, err := e.cacheDir(); err == nil {
+		opts.CacheDir = filepath.Join(dir, "load")
+	}
+	result, err := builtins.Load(ctx, ws, opts)
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	return ws, result, err
+}
+
+// print shows what a file prints.
+func (e *env) print(pos diag.Pos, text string) { fmt.Fprintf(e.stderr, "%s: %s\n", pos, text) }
