@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -262,10 +263,10 @@ func TestConditionNotMet(t *testing.T) {
 }
 
 // fakeStager makes a file for each tool, and fails for the tool "bad".
-type fakeStager struct{ calls int }
+type fakeStager struct{ calls atomic.Int64 }
 
 func (s *fakeStager) Stage(_ context.Context, tools []sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
-	s.calls++
+	s.calls.Add(1)
 	var fs []sandbox.File
 	for _, t := range tools {
 		if t.Name == "bad" {
@@ -289,8 +290,8 @@ func TestTools(t *testing.T) {
 		l.check(vs[0], "recovered")
 		l.check(vs[1], "recovered")
 		l.check(vs[2], "error", "making tools: tool bad: no such module")
-		if stager.calls != 2 {
-			t.Errorf("staged %d times", stager.calls)
+		if n := stager.calls.Load(); n != 2 {
+			t.Errorf("staged %d times", n)
 		}
 		if f := l.provider.leases[0].spec.Machines[0].Files; len(f) != 1 || f[0].Path != "/usr/local/bin/etcd" {
 			t.Errorf("files: %+v", f)
