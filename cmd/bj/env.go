@@ -68,7 +68,7 @@ func (p *pipe) Write(b []byte) (int, error) {
 // user's cache folder.
 func (e *env) cacheDir() (string, error) {
 	if dir := e.getenv("BJ_CACHE"); dir != "" {
-		return filepath.Abs(dir)
+		return e.path(dir), nil
 	}
 	if dir := e.getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "bj"), nil
@@ -101,10 +101,10 @@ func (e *env) cache() (dir string, done func(), err error) {
 // $BJ_RESULTS, else a folder of the workspace's name in the user's state folder.
 func (e *env) resultsDir(flag, workspace string) (string, error) {
 	if flag != "" {
-		return filepath.Abs(flag)
+		return e.path(flag), nil
 	}
 	if dir := e.getenv("BJ_RESULTS"); dir != "" {
-		return filepath.Abs(dir)
+		return e.path(dir), nil
 	}
 	if dir := e.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "bj", workspace), nil
@@ -113,6 +113,14 @@ func (e *env) resultsDir(flag, workspace string) (string, error) {
 		return filepath.Join(home, ".local", "state", "bj", workspace), nil
 	}
 	return "", withHint(errors.New("there is no folder for results: HOME is not set"), "name one: --results DIR")
+}
+
+// path returns where a path of the command line leads.
+func (e *env) path(p string) string {
+	if filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(e.dir, p)
 }
 
 // terminal reports whether w is one.

@@ -30,10 +30,7 @@ func runInit(ctx context.Context, e *env, args []string) error {
 	}
 	dir := e.dir
 	if len(args) == 1 {
-		dir = filepath.Join(dir, args[0])
-		if filepath.IsAbs(args[0]) {
-			dir = filepath.Clean(args[0])
-		}
+		dir = e.path(args[0])
 	}
 	files := []struct{ path, text string }{
 		{"bj.star", fmt.Sprintf(initWorkspace, workspaceName(dir), version)},

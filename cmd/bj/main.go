@@ -49,7 +49,7 @@ func hidden(args []string) bool {
 var errInterrupted = errors.New("interrupted")
 
 // runArgs is bj with args, and returns its exit code.
-func runArgs(args []string) (code int) {
+func runArgs(args []string) int {
 	// A pipe whose reader has gone is an error of the write, never our death:
 	// environments are torn down first.
 	signal.Ignore(syscall.SIGPIPE)
@@ -57,21 +57,26 @@ func runArgs(args []string) (code int) {
 		debug.SetTraceback("none")
 	}
 	e := newEnv()
+	ctx, stop := interruptible(context.Background(), e)
+	defer stop()
+	err := e.guard(func() error { return execute(ctx, e, args) })
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		err = errInterrupted
+	}
+	return e.report(err)
+}
+
+// guard runs f, and makes a panic of it an error.
+func (e *env) guard(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			if e.getenv("BJ_DEBUG") != "" {
 				fmt.Fprintf(e.stderr, "%s", debug.Stack())
 			}
-			code = e.report(withHint(fmt.Errorf("bj itself is at fault: %v", v), "run it again with BJ_DEBUG=1 and send what it prints to bj's authors"))
+			err = &failure{code: exitError, err: fmt.Errorf("bj itself is at fault: %v", v), hint: "run it again with BJ_DEBUG=1, and report what it prints"}
 		}
 	}()
-	ctx, stop := interruptible(context.Background(), e)
-	defer stop()
-	err := execute(ctx, e, args)
-	if errors.Is(context.Cause(ctx), errInterrupted) {
-		err = errInterrupted
-	}
-	return e.report(err)
+	return f()
 }
 
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -22,8 +24,20 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"bj": main})
 }
 
+// goFolders are the variables by which a bj that runs go, in a home of its own,
+// finds what was built and fetched already.
+var goFolders = sync.OnceValue(func() []string {
+	out, err := exec.Command("go", "env", "GOCACHE", "GOMODCACHE").Output()
+	folders := strings.Fields(string(out))
+	if err != nil || len(folders) != 2 {
+		panic(fmt.Sprintf("go env: %v: %s", err, out))
+	}
+	return []string{"GOCACHE=" + folders[0], "GOMODCACHE=" + folders[1], "GOFLAGS=-modcacherw"}
+})
+
 // TestScripts runs the scripts of testdata/script, one for each behaviour.
 func TestScripts(t *testing.T) {
+	cache := t.TempDir() // the static agent is built once for all
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -32,6 +46,8 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
+			env.Setenv("BJ_CACHE", cache)
+			env.Vars = append(env.Vars, goFolders()...)
 			env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 			env.Setenv("GIT_CONFIG_COUNT", "2")
 			env.Setenv("GIT_CONFIG_KEY_0", "user.name")

@@ -1,15 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/term"
 
 	"bj/run/event"
+	"bj/run/junit"
+	"bj/run/report"
+	terminalview "bj/run/term"
 )
 
 // outputs are the folds over a run's events that the flags ask for.
 type outputs struct {
 	sink   event.Sink
-	logs   func(label string) string
+	logs   func(label string) string // nil: logs are written nowhere
 	closes []func() error
 }
 
@@ -22,7 +30,7 @@ func (o *outputs) close() error {
 	return errors.Join(errs...)
 }
 
-// outputs makes the folds.
+// outputs makes the folds. Results is the folder of recorded runs.
 func (f *testFlags) outputs(e *env, l *loaded, results string) (*outputs, error) {
 	o := &outputs{}
 	var sinks []event.Sink
@@ -30,17 +38,67 @@ func (f *testFlags) outputs(e *env, l *loaded, results string) (*outputs, error)
 		sinks = append(sinks, sink)
 		o.closes = append(o.closes, end)
 	}
-	if f.json {
-		w := event.NewWriter(e.stdout)
-		add(w.Event, w.Err)
-	}
-	recorder := &event.Recorder{Dir: results, Digest: func(label string) string {
+	digest := func(label string) string {
 		if r := l.fleet.Recipe(label); r != nil {
 			return event.Digest(l.fleet, r)
 		}
 		return ""
-	}}
+	}
+
+	if f.json {
+		w := event.NewWriter(e.stdout)
+		add(w.Event, w.Err)
+	} else {
+		t := terminalview.New(terminalview.Options{
+			Out: e.stdout, Err: e.stderr, Live: e.live(e.stderr), Color: e.colored(e.stdout),
+			Width: func() int { return width(os.Stderr) },
+			Steps: func(label string) int {
+				r := l.fleet.Recipe(label)
+				if r == nil {
+					return 0
+				}
+				return len(r.Strategy) + len(r.Validation)
+			},
+		})
+		add(t.Event, func() error { t.Close(); return nil })
+	}
+	recorder := &event.Recorder{Dir: results, Digest: digest}
 	add(recorder.Event, recorder.Err)
+	if f.report != "" {
+		r, err := report.New(e.path(f.report), digest)
+		if err != nil {
+			return nil, err
+		}
+		o.logs = r.Path
+		add(r.Event, r.Close)
+	}
+	if f.junit != "" {
+		r := &junit.Report{File: func(label string) string {
+			if r := l.fleet.Recipe(label); r != nil {
+				return r.Pos.File
+			}
+			return ""
+		}}
+		add(r.Event, func() error {
+			var b bytes.Buffer
+			if err := r.Write(&b); err != nil {
+				return fmt.Errorf("writing the JUnit report: %w", err)
+			}
+			if err := event.WriteFile(e.path(f.junit), b.Bytes()); err != nil {
+				return fmt.Errorf("writing the JUnit report: %w", err)
+			}
+			return nil
+		})
+	}
 	o.sink = event.Tee(sinks...)
 	return o, nil
+}
+
+// width is the number of columns of the terminal, 0 if that is not known.
+func width(f *os.File) int {
+	n, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -229,9 +229,7 @@ func (f *testFlags) overrides(e *env, l *loaded) (map[string]string, error) {
 		if !slices.Contains(names, name) {
 			return nil, usage(lang.DidYouMean(name, names, "bj show LABEL lists a recipe's tools"), "no recipe brings a tool %q", name)
 		}
-		if !filepath.IsAbs(path) {
-			path = filepath.Join(e.dir, path)
-		}
+		path = e.path(path)
 		info, err := os.Stat(path)
 		switch {
 		case err != nil:
