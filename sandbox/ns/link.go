@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"bj/sandbox/seal"
 )
 
 // Addresses of the hub: the next hop of every machine, and the source of what
@@ -24,7 +26,6 @@ var (
 const (
 	witnessIn  = "w0" // whatever the filter lets through to a foreign address leaves here
 	witnessOut = "w1"
-	relayMark  = 1
 	relayTable = 100
 	// blackholeMetric is that of the routes which stay when a machine's link is
 	// gone: packets for a crashed machine vanish, and reach no witness.
@@ -170,7 +171,7 @@ func (h *hub) up() error {
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rule := netlink.NewRule()
-		rule.Mark = relayMark
+		rule.Mark = seal.MarkDeliver
 		rule.Table = relayTable
 		rule.Family = family
 		if err := h.nl.RuleAdd(rule); err != nil {

@@ -4,18 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"bj/sandbox"
+	"bj/sandbox/gate"
 	"bj/sandbox/seal"
 )
 
 const (
 	logGroup  = 1 // NFLOG, in the hub and in each machine
 	holdQueue = 1 // NFQUEUE, in the hub
+	relayPort = 1 // of the relay's transparent sockets, on addresses that no machine can reach
 )
 
 // multicastReport is the type of ICMPv6 messages about membership in multicast
@@ -28,7 +31,7 @@ type sealer struct {
 	hub        *seal.Table
 	inside     []*seal.Table
 	flows      *seal.Flows
-	relay      *noRelay
+	relay      *gate.Relay
 }
 
 // applySeal puts p in force. The first time it brings the links up, but only
@@ -43,7 +46,10 @@ func (g *gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	if g.seal != nil {
 		return g.reseal(p)
 	}
-	relay := &noRelay{}
+	relay, err := gate.Open(g.relayConfig(), p)
+	if err != nil {
+		return fmt.Errorf("opening the relay: %w", err)
+	}
 	s := &sealer{generation: 1, relay: relay, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
 	hub, inside, err := g.compile(p, s)
 	if err != nil {
@@ -89,10 +95,11 @@ func (g *gateway) reseal(p sandbox.Policy) error {
 	if err != nil {
 		return err
 	}
-	// The relay first: what it would still dial, the new rules may forbid.
-	s.relay.Replace(p)
 	if err := s.hub.Replace(hub); err != nil {
 		return fmt.Errorf("the hub: %w", err)
+	}
+	if err := s.relay.Seal(p); err != nil {
+		return fmt.Errorf("the relay: %w", err)
 	}
 	for i, t := range s.inside {
 		if err := t.Replace(inside[i]); err != nil {
@@ -105,6 +112,19 @@ func (g *gateway) reseal(p sandbox.Policy) error {
 		}
 	}
 	return nil
+}
+
+// relayConfig is the relay as the rules have it.
+func (g *gateway) relayConfig() gate.Config {
+	c := gate.Config{
+		TCP: relayPort, UDP: relayPort, Queue: holdQueue,
+		MarkDialled: seal.MarkDialled, MarkRefused: seal.MarkRefused, MarkReply: seal.MarkReply,
+		Own: []netip.Addr{hub4, hub6}, Dial: g.dialOut,
+	}
+	for _, m := range g.machines {
+		c.Machines = append(c.Machines, gate.Machine{Name: m.config.Name, V4: m.config.V4, V6: m.config.V6})
+	}
+	return c
 }
 
 func (g *gateway) sealMachines() []seal.Machine {
@@ -120,7 +140,7 @@ func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 	machines := g.sealMachines()
 	hub, err := seal.CompileHub(p, seal.Hub{
 		Generation: s.generation, Machines: machines, Gateway4: hub4, Gateway6: hub6,
-		RelayTCP: s.relay.TCPPort(), RelayUDP: s.relay.UDPPort(), Queue: holdQueue, Group: logGroup,
+		RelayTCP: relayPort, RelayUDP: relayPort, Queue: holdQueue, Group: logGroup,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("compiling the rules of the hub: %w", err)
@@ -213,10 +233,3 @@ func (g *gateway) rules() (string, error) {
 	}
 	return b.String(), nil
 }
-
-type noRelay struct{}
-
-func (*noRelay) TCPPort() uint16        { return 0 }
-func (*noRelay) UDPPort() uint16        { return 0 }
-func (*noRelay) Replace(sandbox.Policy) {}
-func (*noRelay) Used() []sandbox.Use    { return nil }
