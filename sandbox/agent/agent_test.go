@@ -45,6 +45,9 @@ func guestMain() error {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mounting proc: %w", err)
 	}
+	if err := network(); err != nil {
+		return fmt.Errorf("making a network: %w", err)
+	}
 	f := os.NewFile(3, "conn")
 	conn, err := net.FileConn(f)
 	if err != nil {
@@ -154,14 +157,15 @@ func newMachineFrom(t *testing.T, configure func(*testing.T, *exec.Cmd)) *machin
 		t.Fatal(err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "guest")
-	defer theirs.Close()
 	conn, err := net.FileConn(ours)
 	ours.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.guest.ExtraFiles = []*os.File{theirs}
-	if err := m.guest.Start(); err != nil {
+	err = m.guest.Start()
+	theirs.Close()
+	if err != nil {
 		conn.Close()
 		t.Skipf("starting a machine: %v", err)
 	}

@@ -83,6 +83,9 @@ func (g *guest) probe(ps []Probe) []Outcome {
 		a := &attempt{Probe: p, fd: -1, out: Outcome{State: Sent}}
 		if err := a.try(); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			a.out = Outcome{State: Refused, Errno: errnoName(err)}
+			if p.Kind == ProbeTCP && (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET)) {
+				a.out.State = Answered // at once, as loopback does
+			}
 			a.close()
 		}
 		g.probes = append(g.probes, a)
