@@ -173,6 +173,7 @@ func (c *hubCompiler) decide() error {
 	c.hook("decide", "prerouting", nftables.ChainHookPrerouting, priorityDecide, nftables.ChainPolicyDrop)
 	c.t.add("decide", c.current(), toChain("known"))
 	c.t.add("decide", notState("new", expr.CtStateBitNEW), toChain("stray"))
+	c.t.add("decide", midway(), toChain("stray"))
 	for _, k := range stacks() {
 		if a := c.gateway(k); a.IsValid() {
 			c.t.add("decide", k.to(a), toChain("closed"))
@@ -321,7 +322,7 @@ func (c *hubCompiler) outside(groups []*group) {
 	if len(groups) > 0 {
 		c.held = true
 		c.t.add("outside", l4(unix.IPPROTO_UDP), c.admit(relayedBit), toChain("relayed"))
-		c.t.add("outside", opening(), hold(c.Queue))
+		c.t.add("outside", l4(unix.IPPROTO_TCP), hold(c.Queue))
 		for _, k := range stacks() {
 			c.t.add("outside", k.echoType(k.request), hold(c.Queue))
 		}
@@ -352,7 +353,7 @@ func (c *hubCompiler) leave() {
 		if !a.IsValid() {
 			continue
 		}
-		for _, what := range []part{l4(unix.IPPROTO_TCP), l4(unix.IPPROTO_UDP), k.echoType(k.request)} {
+		for _, what := range []part{opening(), l4(unix.IPPROTO_UDP), k.echoType(k.request)} {
 			c.t.add("leave", state("new", expr.CtStateBitNEW), k.from(a), what, oifIn("interfaces"), c.admit(0), accept())
 		}
 	}

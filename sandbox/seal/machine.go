@@ -23,9 +23,10 @@ var (
 // loopback alone: what leaves the machine is the hub's to judge.
 //
 // Root in the machine may add rules of its own, also ones that rewrite
-// packets. So these come last of all in output and, since a packet may be
-// rewritten after output, in input; a chain keeps its place when its rules are
-// replaced. Root may also write whatever it likes into connection tracking, so
+// packets. So these come last of all in input, where nothing can be rewritten
+// any more; a chain keeps its place when its rules are replaced. They are not in
+// output, since a program is told what is dropped there, and an outage is
+// silent. Root may also write whatever it likes into connection tracking, so
 // that TCP is judged without it: a packet that opens a connection must go to an
 // open port, every other must go to one or come from one. UDP cannot be judged
 // like that: an answer passes if it comes from an open port and belongs to a
@@ -38,11 +39,15 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if err := c.sets(); err != nil {
 		return nil, err
 	}
-	c.base("output", nftables.ChainHookOutput, "out")
-	c.base("input", nftables.ChainHookInput, "in")
-	c.wires()
-	c.loopback("loopback_out", true)
-	c.loopback("loopback_in", false)
+	c.base("output", nftables.ChainHookOutput)
+	c.t.add("output", oif("lo"), accept())
+	c.t.add("output", oif(m.Uplink), accept())
+	c.t.add("output", dark(m.Group, reasonInterface)...)
+	c.base("forward", nftables.ChainHookForward)
+	c.t.add("forward", dark(m.Group, reasonInterface)...)
+	c.base("input", nftables.ChainHookInput)
+	c.input()
+	c.loopback()
 	return &Ruleset{tables: []*table{c.t}}, nil
 }
 
@@ -130,62 +135,36 @@ func (c *machineCompiler) sets() error {
 	return nil
 }
 
-// base adds the chain at the last place of a hook.
-func (c *machineCompiler) base(name string, hook *nftables.ChainHook, way string) {
+// base adds a chain at the last place of a hook.
+func (c *machineCompiler) base(name string, hook *nftables.ChainHook) {
 	c.t.chain(name).base = &base{hookName: name, hook: hook, priority: math.MaxInt32, policy: nftables.ChainPolicyDrop}
-	at := oif
-	if way == "in" {
-		at = iif
-	}
-	for _, k := range stacks() {
-		c.t.add(name, at("lo"), k.plain(), toChain("loopback_"+way))
-	}
-	c.t.add(name, at(c.Uplink), toChain("wire_"+way))
-	c.t.add(name, dark(c.Group, reasonInterface)...)
 }
 
-// wires judges the uplink. The hub sees it all but for one thing: the kernel
-// hands copies of multicasts and broadcasts back to the machine that sends
-// them, as if they had come in.
-func (c *machineCompiler) wires() {
+// input judges by interface. What comes in from the hub has been judged there,
+// with one exception: the kernel hands copies of multicasts and broadcasts back
+// to the machine that sends them, as if they had come in.
+func (c *machineCompiler) input() {
 	for _, k := range stacks() {
-		c.t.add("wire_out", k.multicast(), toChain("closed"))
-		if !k.v6 {
-			c.t.add("wire_out", k.to(netip.AddrFrom4([4]byte{255, 255, 255, 255})), toChain("closed"))
-		}
+		c.t.add("input", iif("lo"), k.plain(), toChain("loopback"))
 	}
-	c.t.add("wire_out", accept())
 	for _, k := range stacks() {
 		if a := c.addr(k); a.IsValid() {
-			c.t.add("wire_in", k.to(a), accept())
+			c.t.add("input", iif(c.Uplink), k.to(a), accept())
 		}
 	}
-	c.t.add("wire_in", toChain("closed"))
+	c.t.add("input", iif(c.Uplink), toChain("closed"))
+	c.t.add("input", dark(c.Group, reasonInterface)...)
 	c.t.add("closed", dark(c.Group, reasonClosed)...)
 }
 
-func (k stack) multicast() part {
-	if k.v6 {
-		return part{"ip6 daddr ff00::/8", append(k.only().exprs,
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: k.dest, Len: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xff}})}
-	}
-	return part{"ip daddr 224.0.0.0/4", append(k.only().exprs,
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: k.dest, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{0xf0, 0, 0, 0}, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0xe0, 0, 0, 0}})}
-}
-
-// loopback judges what stays inside the machine. Conditions are counted where
-// packets are sent, since every packet is seen twice.
-func (c *machineCompiler) loopback(chain string, counting bool) {
+// loopback judges what stays inside the machine.
+func (c *machineCompiler) loopback() {
+	const chain = "loopback"
 	for _, g := range c.conditions {
 		name, then := "internal", accept()
 		if g.condition >= 0 {
 			name = fmt.Sprintf("condition_%d", g.condition)
-			if counting {
-				then = toChain(name)
-			}
+			then = toChain(name)
 		}
 		for _, k := range stacks() {
 			for _, s := range c.names[name+k.suffix] {

@@ -309,6 +309,10 @@ func transports() *set {
 // opening matches the first packet of a TCP connection.
 func opening() part { return tcpFlags("fin | syn | rst | ack", 0x17, "==", expr.CmpOpEq) }
 
+// midway matches every other. Connection tracking would take it for the first
+// that it happens to see of a connection.
+func midway() part { return tcpFlags("fin | syn | rst | ack", 0x17, "!=", expr.CmpOpNeq) }
+
 // notOpening matches TCP packets that cannot open a connection by themselves.
 func notOpening() part { return tcpFlags("syn | ack", 0x12, "!=", expr.CmpOpNeq) }
 
