@@ -203,6 +203,9 @@ func (e *Endpoint) parseHost(s, host string) error {
 		}
 		prefix = p
 	} else if a, err := netip.ParseAddr(host); err == nil {
+		if a.Zone() != "" {
+			return wrong("leave out the zone", "malformed address in endpoint %s", quote(s))
+		}
 		prefix = netip.PrefixFrom(a, a.BitLen())
 	}
 	if !prefix.IsValid() {
@@ -218,7 +221,7 @@ func (e *Endpoint) parseHost(s, host string) error {
 	}
 	a := prefix.Addr()
 	switch {
-	case a.Zone() != "" || a.Is4In6():
+	case a.Is4In6():
 		return wrong("write the plain address", "malformed address in endpoint %s", quote(s))
 	case a.Is6() && !bracketed:
 		return wrong("put an IPv6 address in brackets: ["+prefix.String()+"]", "malformed host in endpoint %s", quote(s))

@@ -23,7 +23,7 @@ import (
 //	x + y        becomes   x + «+»(y)       where «+»(y) is y in a box that
 //	x * y        becomes   x * «*»(y)       does the operation itself, or y
 //	x % y        becomes   x % «%»(y)
-//	x.join       becomes   «.join»(x)       likewise replace and format
+//	x.join       becomes   «.join»(x)       likewise replace, format and extend
 //
 // The names in guillemets cannot be written in a file, and the calls have the
 // place of the operator.
@@ -182,7 +182,7 @@ func boundExpr(p *syntax.Expr) {
 	case *syntax.DotExpr:
 		boundExpr(&e.X)
 		switch e.Name.Name {
-		case "join", "replace", "format":
+		case "join", "replace", "format", "extend":
 			*p = guardCall("."+e.Name.Name, e.X, e.Dot)
 		}
 	}
@@ -240,6 +240,15 @@ func bounded(predeclared starlark.StringDict) starlark.StringDict {
 			return attr(args[0], name, method)
 		})
 	}
+	env[guardName(".extend")] = starlark.NewBuiltin(guardName(".extend"), func(_ *starlark.Thread, _ *starlark.Builtin, args starlark.Tuple, _ []starlark.Tuple) (starlark.Value, error) {
+		v, err := attr(args[0], "extend", nil)
+		if m, ok := v.(*starlark.Builtin); ok {
+			if _, ok := args[0].(*starlark.List); ok {
+				return checked(m, checkElements), nil
+			}
+		}
+		return v, err
+	})
 	for name, check := range map[string]func(starlark.Tuple, []starlark.Tuple) error{
 		"str": checkPrinted, "repr": checkPrinted, "print": checkPrinted, "fail": checkPrinted,
 		"list": checkElements, "tuple": checkElements, "sorted": checkElements, "set": checkElements, "dict": checkElements,
@@ -380,13 +389,16 @@ func boundedGetattr(thread *starlark.Thread, b *starlark.Builtin, args starlark.
 				return starlark.NewBuiltin("format", boundedFormat).BindReceiver(s), nil
 			}
 		}
+		if m.Name() == "extend" && m.Receiver() != nil {
+			return checked(m, checkElements), nil
+		}
 	}
 	return v, err
 }
 
 // attr is x.name, with method in the place of a string's own.
 func attr(x starlark.Value, name string, method *starlark.Builtin) (starlark.Value, error) {
-	if s, ok := x.(starlark.String); ok {
+	if s, ok := x.(starlark.String); ok && method != nil {
 		return method.BindReceiver(s), nil
 	}
 	if x, ok := x.(starlark.HasAttrs); ok {

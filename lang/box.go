@@ -29,7 +29,11 @@ func box(thread *starlark.Thread, op syntax.Token, y starlark.Value) (starlark.V
 			return boxedValue{y, op}, nil
 		}
 		if op == syntax.PLUS {
-			return y, nil // at most as long as both; list += y must see a sequence
+			// Not boxed: list += y must see a sequence.
+			if starlark.Len(y) > maxElements {
+				return nil, tooLarge("elements", maxElements)
+			}
+			return y, nil
 		}
 	case starlark.Int:
 		if op == syntax.STAR {

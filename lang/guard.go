@@ -3,6 +3,7 @@ package lang
 import (
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"sync"
 	"sync/atomic"
@@ -36,8 +37,10 @@ func (l Limits) orDefault() Limits {
 // small operands (a repeated string, a joined list) is refused before it
 // happens, by amplify.go; so whatever still grows takes many operations, and
 // a watcher that measures the heap every few milliseconds can cancel it in
-// between. The heap is the whole process's: an evaluation that is cancelled
-// while others run is tried again alone, so that nobody pays for another.
+// between. The heap is the whole process's, and part of it garbage: an
+// evaluation that is cancelled is tried again alone, with a collector that is
+// told to keep the heap small, so that nobody pays for another or for what is
+// no longer used.
 //
 // A builtin cannot be interrupted (comparing two values that share much can
 // take for ever). An evaluation that ignores its cancellation is abandoned: it
@@ -111,18 +114,9 @@ func (g *guard) watch() {
 
 func (g *guard) check(now time.Time) {
 	heap := heapBytes()
+	g.heap.Store(heap)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	over := func(e *evaluation) bool { return heap > e.base && heap-e.base > g.limits.Memory }
-	for e := range g.running {
-		if over(e) {
-			// Much of it may be garbage: only what lives counts.
-			runtime.GC()
-			heap = heapBytes()
-			break
-		}
-	}
-	g.heap.Store(heap)
 	for e := range g.running {
 		switch {
 		case !e.cancelled.IsZero():
@@ -130,7 +124,7 @@ func (g *guard) check(now time.Time) {
 				close(e.abandoned)
 				delete(g.running, e)
 			}
-		case over(e):
+		case heap > e.base && heap-e.base > g.limits.Memory:
 			e.overMem, e.cancelled = true, now
 			e.thread.Cancel(g.memoryReason())
 		case now.Sub(e.start) > g.limits.Time:
@@ -165,12 +159,7 @@ func (g *guard) run(newThread func() *starlark.Thread, exec func(*starlark.Threa
 	e, err := g.attempt(newThread(), exec)
 	g.alone.RUnlock()
 	if e.overMem && err != nil {
-		g.alone.Lock()
-		runtime.GC()
-		g.heap.Store(heapBytes())
-		e, err = g.attempt(newThread(), exec)
-		g.alone.Unlock()
-		runtime.GC()
+		e, err = g.attemptAlone(newThread(), exec)
 	}
 	if err == nil {
 		return nil
@@ -184,6 +173,26 @@ func (g *guard) run(newThread func() *starlark.Thread, exec func(*starlark.Threa
 		return &limitError{fmt.Sprintf("took more than %d steps", g.limits.Steps), err}
 	}
 	return err
+}
+
+func (g *guard) attemptAlone(thread *starlark.Thread, exec func(*starlark.Thread) error) (*evaluation, error) {
+	g.alone.Lock()
+	defer g.alone.Unlock()
+	runtime.GC()
+	g.heap.Store(heapBytes())
+	// Collect before the limit is reached, so that what is measured lives.
+	old := debug.SetMemoryLimit(-1)
+	debug.SetMemoryLimit(min(old, runtimeBytes()+int64(g.limits.Memory/4*3)))
+	defer debug.SetMemoryLimit(old)
+	return g.attempt(thread, exec)
+}
+
+// runtimeBytes is what a memory limit counts: all that the runtime has mapped
+// and not given back.
+func runtimeBytes() int64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(sample)
+	return int64(sample[0].Value.Uint64() - sample[1].Value.Uint64())
 }
 
 var errAbandoned = fmt.Errorf("one operation does not end")

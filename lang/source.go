@@ -56,7 +56,7 @@ func nesting(src []byte) (diag.Pos, bool) {
 	if bytes.Count(src, []byte{'('})+bytes.Count(src, []byte{'['})+bytes.Count(src, []byte{'{'}) <= maxNesting && len(src) < 4096 {
 		return diag.Pos{}, false
 	}
-	depth, chain := 0, 0
+	depth, chain, elifs := 0, 0, 0
 	line, start := 1, 0
 	at := func(i int) diag.Pos { return diag.Pos{Line: line, Col: utf8.RuneCount(src[start:i]) + 1} }
 	for i := 0; i < len(src); {
@@ -65,7 +65,7 @@ func nesting(src []byte) (diag.Pos, bool) {
 		case '\n':
 			i++
 			line, start = line+1, i
-			if depth == 0 {
+			if depth == 0 && (i < 2 || src[i-2] != '\\') {
 				chain = 0
 			}
 			continue
@@ -104,6 +104,10 @@ func nesting(src []byte) (diag.Pos, bool) {
 				switch string(src[i:j]) {
 				case "not", "lambda", "if", "else", "and", "or", "in":
 					chain++
+				case "elif": // the compiler is quadratic in their number
+					if elifs++; elifs > 10*maxNesting {
+						return at(i), true
+					}
 				}
 				i = j
 				continue
