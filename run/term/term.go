@@ -362,32 +362,38 @@ const maxLive = 16
 // redraw removes the live lines, lets print write above them, and draws them
 // as they are now.
 func (t *Terminal) redraw(print func(), now time.Time) {
+	var b strings.Builder
 	if t.drawn > 0 {
-		fmt.Fprintf(t.o.Err, up+clear, t.drawn)
+		fmt.Fprintf(&b, up+clear, t.drawn)
 		t.drawn = 0
 	}
 	if print != nil {
+		io.WriteString(t.o.Err, b.String())
+		b.Reset()
 		print()
 	}
-	if !t.o.Live {
-		return
+	if t.o.Live {
+		t.frame(&b, now)
 	}
+	io.WriteString(t.o.Err, b.String()) // at once, so that nothing flickers
+}
+
+// frame writes the live lines.
+func (t *Terminal) frame(b *strings.Builder, now time.Time) {
 	width := 80
 	if t.o.Width != nil {
 		if w := t.o.Width(); w > 0 {
 			width = w
 		}
 	}
-	var b strings.Builder
 	for i, p := range t.runs {
 		t.drawn++
 		if i == maxLive {
-			fmt.Fprintf(&b, "and %d more\n", len(t.runs)-i)
-			break
+			fmt.Fprintf(b, "and %d more\n", len(t.runs)-i)
+			return
 		}
 		b.WriteString(t.live(p, now, width) + "\n")
 	}
-	io.WriteString(t.o.Err, b.String())
 }
 
 // live is the line of a running recipe, at most width columns.
