@@ -14,7 +14,7 @@ const digestVersion = "bj.digest/1"
 
 // wordsOnly are fields that no run depends on: places and words for people.
 var wordsOnly = map[string]bool{
-	"pos": true, "doc": true, "file_doc": true, "modules": true, "why": true, "effort": true,
+	"pos": true, "stack": true, "doc": true, "file_doc": true, "modules": true, "why": true, "effort": true,
 	"if_fails": true, "danger": true, "estimate": true, "tags": true, "where": true, "kept": true, "text": true,
 }
 

@@ -130,6 +130,9 @@ func phase(e event.Event) string {
 
 func (r *Report) begin(e event.Event) *testCase {
 	class, name, _ := strings.Cut(strings.TrimPrefix(e.Recipe, "//"), ":")
+	if class == "" { // the workspace's own folder
+		class = "."
+	}
 	c := &testCase{Class: class, Name: name, label: e.Recipe, start: e.Time}
 	if r.seen == nil {
 		r.seen, r.open = map[string]int{}, map[string]*testCase{}
