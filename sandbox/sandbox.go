@@ -262,6 +262,9 @@ func AsError(err error, code Code) *Error {
 // Tool is a program that a recipe brings.
 type Tool = fleet.Tool
 
+// Ports are ports of one protocol.
+type Ports = fleet.Ports
+
 // Stager makes a recipe's tools into files, building and fetching what is not
 // in its cache. Tools are independent, and may be made in parallel.
 type Stager interface {

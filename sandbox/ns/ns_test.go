@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bj/sandbox"
+	"bj/sandbox/sandboxtest"
 )
 
 func TestMain(m *testing.M) {
@@ -19,6 +20,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if sandboxtest.Main(os.Args) {
+		return
 	}
 	os.Exit(m.Run())
 }

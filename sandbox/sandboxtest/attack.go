@@ -1,0 +1,5 @@
+package sandboxtest
+
+func guestAttack(args []string) error { return nil }
+func escapeTests() []test             { return nil }
+func sealTests() []test               { return nil }
