@@ -1,9 +1,7 @@
 package run
 
 import (
-	"bufio"
 	"bytes"
-	"io"
 	"regexp"
 	"regexp/syntax"
 	"slices"
@@ -126,73 +124,71 @@ func (d *decoder) flush() string {
 	return strings.ToValidUTF8(string(text), "\uFFFD")
 }
 
-// matcher tells whether a stream of any length matches an expression, in
-// constant memory: regexp reads it as it comes. As regexp looks two runes
-// ahead, and so finds out late when a program says something and falls silent,
-// what was written last is looked at by itself too.
+// matcher tells whether a text that comes in pieces matches an expression. It
+// looks at all of a text of up to 2*maxMatched bytes; of a longer one at its
+// first and its last maxMatched bytes, each by itself. A final newline may be
+// seen or not, so that "ok$" matches what echo prints.
 type matcher struct {
-	re       *regexp.Regexp
-	found    func()
-	anchored bool // it asks for the beginning of the text
-	pipes    []*io.PipeWriter
-	done     sync.WaitGroup
-	recent   []byte // all of the text, or its last line
-	cut      bool   // recent is not all
+	re         *regexp.Regexp
+	begin, end bool   // it asks for the beginning, or the end, of the text
+	head       []byte // the beginning of a text that is too long; nil of another
+	tail       []byte // the rest, or all of it
+	recent     []byte // what sofar looks at
+	cut        bool   // recent is not all
 }
 
-// maxRecent bounds matcher.recent, in bytes.
-const maxRecent = 16 << 10
+const (
+	maxMatched = 4 << 20  // bytes
+	maxRecent  = 16 << 10 // bytes of a text that sofar looks at whole
+	minRecent  = 4 << 10  // bytes before a piece that it looks at in a longer one
+)
 
-// newMatcher starts looking for re; found is called when it matches, maybe more
-// than once. A final newline may be seen or not, so that "ok$" matches what
-// echo prints.
-func newMatcher(re *regexp.Regexp, found func()) *matcher {
-	m := &matcher{re: re, found: found, anchored: asks(re, syntax.OpBeginText)}
-	look := func(wrap func(io.RuneReader) io.RuneReader) {
-		r, w := io.Pipe()
-		m.pipes = append(m.pipes, w)
-		m.done.Go(func() {
-			if re.MatchReader(wrap(bufio.NewReaderSize(r, 32<<10))) {
-				found()
-			}
-			r.Close() // from here on writes are thrown away
-		})
-	}
-	look(func(r io.RuneReader) io.RuneReader { return r })
-	if asks(re, syntax.OpEndText) {
-		look(func(r io.RuneReader) io.RuneReader { return &chomper{r: r} })
-	}
-	return m
+func newMatcher(re *regexp.Regexp) *matcher {
+	return &matcher{re: re, begin: asks(re, syntax.OpBeginText), end: asks(re, syntax.OpEndText)}
 }
 
-// write takes the next piece of the text. With now it answers at once where it
-// can; else the answer may come as late as close.
-func (m *matcher) write(p []byte, now bool) {
-	for _, w := range m.pipes {
-		_, _ = w.Write(p) // an error means that it has found what it looked for
+// write takes the next piece of the text.
+func (m *matcher) write(p []byte) {
+	m.tail = append(m.tail, p...)
+	if m.head == nil && len(m.tail) > 2*maxMatched {
+		m.head = bytes.Clone(m.tail[:maxMatched])
 	}
-	if !now {
-		return
+	if m.head != nil && len(m.tail) > 2*maxMatched {
+		m.tail = append(m.tail[:0], m.tail[len(m.tail)-maxMatched:]...)
 	}
+}
+
+// matched answers for the text as it is at its end.
+func (m *matcher) matched() bool {
+	switch {
+	case m.head == nil:
+		return m.look(m.tail)
+	case !m.end && m.re.Match(m.head):
+		return true
+	}
+	return !m.begin && m.look(m.tail)
+}
+
+// sofar takes the next piece of the text, and reports whether what was written
+// last matches. Of a long text it looks at the piece and a little before it.
+func (m *matcher) sofar(p []byte) bool {
 	m.recent = append(m.recent, p...)
-	if (!m.cut || !m.anchored) && (m.re.Match(m.recent) || m.re.Match(bytes.TrimSuffix(m.recent, []byte("\n")))) {
-		m.found()
+	if (!m.cut || !m.begin) && m.look(m.recent) {
+		return true
 	}
 	if len(m.recent) > maxRecent || m.cut {
 		m.cut = true
-		m.recent = append([]byte(nil), m.recent[bytes.LastIndexByte(m.recent, '\n')+1:]...)
-		if len(m.recent) > maxRecent {
-			m.recent = nil
+		keep := m.recent[max(0, len(m.recent)-minRecent):]
+		if _, lines, ok := bytes.Cut(keep, []byte("\n")); ok && len(keep) < len(m.recent) {
+			keep = lines // whole ones, for (?m)^
 		}
+		m.recent = bytes.Clone(keep)
 	}
+	return false
 }
 
-// close ends the text and waits for the answer.
-func (m *matcher) close() {
-	for _, w := range m.pipes {
-		w.Close()
-	}
-	m.done.Wait()
+func (m *matcher) look(text []byte) bool {
+	return m.re.Match(text) || (m.end && m.re.Match(bytes.TrimSuffix(text, []byte("\n"))))
 }
 
 // asks reports whether op is part of re.
@@ -204,37 +200,6 @@ func asks(re *regexp.Regexp, op syntax.Op) bool {
 	var walk func(*syntax.Regexp) bool
 	walk = func(x *syntax.Regexp) bool { return x.Op == op || slices.ContainsFunc(x.Sub, walk) }
 	return walk(tree)
-}
-
-// chomper reads runes without the last one, if that is a newline.
-type chomper struct {
-	r       io.RuneReader
-	newline bool // one newline was read and not given
-	next    rune // was read after it, and not given
-	size    int  // of next; 0 if there is none
-}
-
-func (c *chomper) ReadRune() (rune, int, error) {
-	r, n := c.next, c.size
-	c.size = 0
-	if n == 0 {
-		var err error
-		if r, n, err = c.r.ReadRune(); err != nil {
-			return 0, 0, err // a newline that was kept back was the last
-		}
-	}
-	switch {
-	case c.newline:
-		c.newline = r == '\n'
-		if !c.newline {
-			c.next, c.size = r, n
-		}
-		return '\n', 1, nil
-	case r == '\n':
-		c.newline = true
-		return c.ReadRune()
-	}
-	return r, n, nil
 }
 
 // output takes what one command writes: it shows it, masked and as text, keeps
@@ -252,7 +217,6 @@ type output struct {
 	capture  []byte // stdout, if captures
 	captures bool
 
-	once  sync.Once
 	found chan struct{} // closed when either stream matches
 }
 
@@ -260,7 +224,7 @@ type output struct {
 type part struct {
 	masker  masker
 	decoder decoder
-	matcher *matcher // nil: nothing is expected, or its answer is known
+	matcher *matcher // nil: nothing is expected, or its answer was given
 }
 
 // outputOptions says what an output does beside keeping its end.
@@ -276,7 +240,7 @@ func newOutput(m *mask, o outputOptions) *output {
 	out := &output{mask: m, show: o.show, waiting: o.waiting, captures: o.capture, hidden: o.hidden, found: make(chan struct{})}
 	if o.expect != nil {
 		for i := range out.parts {
-			out.parts[i].matcher = newMatcher(o.expect, func() { out.once.Do(func() { close(out.found) }) })
+			out.parts[i].matcher = newMatcher(o.expect)
 		}
 	}
 	return out
@@ -291,7 +255,11 @@ func (o *output) write(s sandbox.Stream, p []byte) {
 		k = &o.parts[1]
 	}
 	if k.matcher != nil && !o.matched() {
-		k.matcher.write(p, o.waiting)
+		if !o.waiting {
+			k.matcher.write(p)
+		} else if k.matcher.sofar(p) {
+			close(o.found)
+		}
 	}
 	if o.captures && s == sandbox.Stdout && len(o.capture) <= maxCapture {
 		o.capture = append(o.capture, p[:min(len(p), maxCapture+1-len(o.capture))]...)
@@ -307,10 +275,10 @@ func (o *output) finish() {
 	for i, s := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
 		k := &o.parts[i]
 		o.say(s, k.decoder.write(k.masker.flush(o.mask))+k.decoder.flush())
-		if k.matcher != nil {
-			k.matcher.close()
-			k.matcher = nil
+		if k.matcher != nil && !o.waiting && !o.matched() && k.matcher.matched() {
+			close(o.found)
 		}
+		k.matcher = nil
 	}
 }
 

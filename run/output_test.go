@@ -81,10 +81,11 @@ func FuzzDecoder(f *testing.F) {
 
 func TestMatcher(t *testing.T) {
 	long := strings.Repeat("filler of a line\n", 5000)
+	huge := strings.Repeat(long, 150)
 	for _, c := range []struct {
 		expect string
 		writes []string
-		live   bool // found while the command runs
+		live   bool // while the command runs
 		atEnd  bool
 	}{
 		{"ready", []string{"ready\n"}, true, true},
@@ -95,24 +96,26 @@ func TestMatcher(t *testing.T) {
 		{"ready", []string{long, "ready\n"}, true, true},
 		{"^ready", []string{long, "ready\n"}, false, false},
 		{"(?m)^ready$", []string{long, "re", "ady\n"}, true, true},
-		{"^filler(?s:.*)ready", []string{long, "ready\n\n\n"}, true, true},
+		{"a\nready", []string{long, "a\n", "ready\n"}, true, true},
 		{"^filler(?s:.*)ready$", []string{long, "ready\n"}, false, true},
 		{"a\nb", []string{"a\n", "b\n"}, true, true},
 		{"^$", []string{}, false, true},
 		{"^\n$", []string{"\n"}, true, true},
+		{"^ready", []string{"ready\n", huge}, true, true},
+		{"ready$", []string{huge, "ready\n"}, true, true},
+		{"^filler", []string{"ready\n", huge}, false, false},
+		{"line$", []string{huge, "ready\n"}, true, false}, // it was so for a moment
+		{"ready\nfil", []string{huge, "ready\n", "filler"}, true, true},
 	} {
-		o := newOutput(&mask{}, outputOptions{expect: regexp.MustCompile(c.expect), waiting: true})
-		for _, w := range c.writes {
-			o.write(sandbox.Stdout, []byte(w))
-		}
-		if c.live {
-			<-o.found
-		} else if o.matched() && !c.atEnd {
-			t.Errorf("%q matches too early", c.expect)
-		}
-		o.finish()
-		if o.matched() != c.atEnd {
-			t.Errorf("%q over %.60q: matched %t", c.expect, c.writes, !c.atEnd)
+		for _, waiting := range []bool{true, false} {
+			o := newOutput(&mask{}, outputOptions{expect: regexp.MustCompile(c.expect), waiting: waiting})
+			for _, w := range c.writes {
+				o.write(sandbox.Stdout, []byte(w))
+			}
+			o.finish()
+			if want := waiting && c.live || !waiting && c.atEnd; o.matched() != want {
+				t.Errorf("%q over %.60q, waiting %t: matched %t", c.expect, c.writes, waiting, o.matched())
+			}
 		}
 	}
 }

@@ -114,6 +114,7 @@ func (t *Terminal) Event(e event.Event) {
 		return
 	}
 	p := t.find(e)
+	known := len(p.unmissed)
 	if e.Supplier == "" {
 		p.add(e)
 	} else if e.Event == event.Lease || e.Event == event.StepStarted {
@@ -127,6 +128,9 @@ func (t *Terminal) Event(e event.Event) {
 		return
 	}
 	line := line(e)
+	if e.Event == event.BlockedSeen && e.Supplier == "" && len(p.unmissed) == known { // said before
+		line = ""
+	}
 	if line == "" || (t.o.Live && e.Event != event.Note) {
 		return
 	}
