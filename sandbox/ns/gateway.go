@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -223,7 +224,7 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		}
 	}
 	if config.Units != "" {
-		if t.units, err = cloneTree(config.Units, nil, false); err != nil {
+		if t.units, err = cloneTree(config.Units, nil); err != nil {
 			return nil, err
 		}
 		msg.Units = true
@@ -260,22 +261,20 @@ func mapTrees(msg *bootMessage, t *trees, config machineConfig, user *os.File) e
 		if err != nil || !fi.IsDir() {
 			continue
 		}
-		if t.base[top], err = cloneTree("/"+top, user, false); err != nil {
+		if t.base[top], err = cloneTree("/"+top, user); err != nil {
 			return err
 		}
 		msg.Base = append(msg.Base, top)
 	}
 	for _, dir := range config.Layers {
-		f, err := cloneTree(dir, user, false)
+		f, err := cloneTree(dir, user)
 		if err != nil {
 			return err
 		}
 		t.layers = append(t.layers, f)
 	}
 	for _, b := range config.Binds {
-		// Not mapped: the host's owner is nobody in the machine, so that nothing
-		// there may write the file.
-		f, err := cloneTree(b.Source, nil, true)
+		f, err := cloneTree(filepath.Dir(b.Source), user)
 		if err != nil {
 			return err
 		}

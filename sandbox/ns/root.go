@@ -45,7 +45,7 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 type trees struct {
 	base   map[string]*os.File // by top-level folder: detached mounts of the host's, mapped; none where the path itself will do
 	layers []*os.File          // detached mounts of layers, mapped; none where the paths will do
-	binds  []*os.File          // detached read-only mounts of files; none where the paths will do
+	binds  []*os.File          // detached mounts of the folders of bound files, mapped; none where the paths will do
 	units  *os.File            // detached mount of the machine's cgroup; nil without
 }
 
@@ -63,7 +63,7 @@ func buildRoot(m machineConfig, r rootConfig, t trees, machineID string) error {
 		return fmt.Errorf("mounting memory for the root: %w", err)
 	}
 	b := &rootBuilder{root: stage + "/root", m: m, r: r, t: t}
-	for _, dir := range []string{b.root, stage + "/up", stage + "/work", stage + "/lower", stage + "/layer", stage + "/bind", stage + "/empty"} {
+	for _, dir := range []string{b.root, stage + "/up", stage + "/work", stage + "/lower", stage + "/layer", stage + "/source", stage + "/bind", stage + "/empty"} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
@@ -196,15 +196,18 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 		}
 	}
 	for i, l := range lower {
-		if strings.ContainsAny(l, ":,\\") {
-			lower[i] = strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`).Replace(l)
-		}
+		lower[i] = escapeLower(l)
 	}
 	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", strings.Join(lower, ":"), upper, work)
 	if err := unix.Mount("overlay", target, "overlay", 0, opts); err != nil {
 		return fmt.Errorf("mounting memory over /%s: %w", top, err)
 	}
 	return nil
+}
+
+// escapeLower writes a path as the option lowerdir of an overlay takes it.
+func escapeLower(path string) string {
+	return strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`).Replace(path)
 }
 
 // hide makes whiteouts in upper for each path, relative to it, that exists in
@@ -379,20 +382,22 @@ func (b *rootBuilder) mountBinds() error {
 		if err != nil {
 			return fmt.Errorf("placing %s: %w", bind.Path, err)
 		}
-		if i < len(b.t.binds) {
-			if err := moveMount(b.t.binds[i], target); err != nil {
-				return fmt.Errorf("mounting %s: %w", bind.Path, err)
-			}
-			continue
-		}
-		// Without mapped ids the machine's root is the owner of the file on the
-		// host, and could mount it again for writing. An overlay without an upper
-		// folder cannot be written by anyone.
-		dir := fmt.Sprintf("%s/bind/%d", stage, i)
+		// A read-only mount could be mounted again for writing by the machine's
+		// root. An overlay without an upper folder cannot be written by anyone.
+		dir, lower := fmt.Sprintf("%s/bind/%d", stage, i), filepath.Dir(bind.Source)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
-		opts := fmt.Sprintf("lowerdir=%s:%s,userxattr", strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`).Replace(filepath.Dir(bind.Source)), stage+"/empty")
+		if i < len(b.t.binds) {
+			lower = fmt.Sprintf("%s/source/%d", stage, i)
+			if err := os.Mkdir(lower, 0o755); err != nil {
+				return fmt.Errorf("making %s: %w", lower, err)
+			}
+			if err := moveMount(b.t.binds[i], lower); err != nil {
+				return fmt.Errorf("mounting the folder of %s: %w", bind.Path, err)
+			}
+		}
+		opts := fmt.Sprintf("lowerdir=%s:%s,userxattr", escapeLower(lower), stage+"/empty")
 		if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, opts); err != nil {
 			return fmt.Errorf("mounting %s: %w", bind.Path, err)
 		}
@@ -428,24 +433,17 @@ func moveMount(f *os.File, target string) error {
 }
 
 // cloneTree returns a detached mount of path, with ids mapped to those of the
-// user namespace userns where that is given, and read-only where asked.
-func cloneTree(path string, userns *os.File, readOnly bool) (*os.File, error) {
+// user namespace userns where that is given.
+func cloneTree(path string, userns *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("cloning the mount of %s: %w", path, err)
 	}
 	f := os.NewFile(uintptr(fd), path)
-	attr := unix.MountAttr{}
-	if readOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if userns != nil {
-		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
-		attr.Userns_fd = uint64(userns.Fd())
-	}
-	if attr.Attr_set == 0 {
+	if userns == nil {
 		return f, nil
 	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("mapping the ids of %s: %w", path, err)
