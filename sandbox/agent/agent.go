@@ -57,6 +57,8 @@ const (
 	// killDeadline bounds the wait for killed processes to be gone. SIGKILL
 	// takes effect at once but for a process in uninterruptible sleep.
 	killDeadline = 10 * time.Second
+	// settleDeadline bounds the wait for the ends of what was killed to be seen.
+	settleDeadline = time.Second
 )
 
 // Options are the guest's settings; the zero value works everywhere.

@@ -54,7 +54,13 @@ func guestMain() error {
 		return err
 	}
 	f.Close()
-	return Serve(context.Background(), conn, Options{
+	ctx := context.Background()
+	if d, err := time.ParseDuration(os.Getenv("AGENT_TEST_WITHIN")); err == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	return Serve(ctx, conn, Options{
 		CgroupRoot: os.Getenv("AGENT_TEST_CGROUP"),
 		OOMEvents:  os.Getenv("AGENT_TEST_OOM"),
 	})
@@ -86,15 +92,15 @@ func variants(t *testing.T, f func(t *testing.T, m *machine)) {
 
 // newMachine starts a guest; with cgroups, if the host lets it, as root of 65536
 // ids, else as an ordinary user would, with one id.
-func newMachine(t *testing.T, cgroups bool) *machine {
+func newMachine(t testing.TB, cgroups bool) *machine {
 	t.Helper()
 	if cgroups {
-		return newMachineFrom(t, func(t *testing.T, g *exec.Cmd) {
+		return newMachineFrom(t, func(t testing.TB, g *exec.Cmd) {
 			g.Env = append(g.Env, "AGENT_TEST_CGROUP="+testCgroup(t))
 			manyIDs(g, os.Getuid())
 		})
 	}
-	return newMachineFrom(t, func(*testing.T, *exec.Cmd) {})
+	return newMachineFrom(t, func(testing.TB, *exec.Cmd) {})
 }
 
 // manyIDs maps 65536 ids, root to host.
@@ -107,7 +113,7 @@ func manyIDs(g *exec.Cmd, host int) {
 
 // hidden executes the guest from a file that the machine's root may not read
 // and whose owner it has no id for.
-func hidden(t *testing.T, g *exec.Cmd) {
+func hidden(t testing.TB, g *exec.Cmd) {
 	manyIDs(g, 1_000_000)
 	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -137,7 +143,7 @@ func hidden(t *testing.T, g *exec.Cmd) {
 }
 
 // newMachineFrom starts a guest that configure has changed.
-func newMachineFrom(t *testing.T, configure func(*testing.T, *exec.Cmd)) *machine {
+func newMachineFrom(t testing.TB, configure func(testing.TB, *exec.Cmd)) *machine {
 	t.Helper()
 	m := &machine{stderr: &bytes.Buffer{}}
 	m.guest = exec.Command("/proc/self/exe")
@@ -187,7 +193,7 @@ func newMachineFrom(t *testing.T, configure func(*testing.T, *exec.Cmd)) *machin
 }
 
 // testCgroup makes a cgroup2 folder, removed after the machine.
-func testCgroup(t *testing.T) string {
+func testCgroup(t testing.TB) string {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +229,7 @@ func removeCgroup(dir string) error {
 }
 
 // eventually polls until cond holds.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !cond() {
@@ -235,7 +241,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 // testContext bounds one test's waits.
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)
 	return ctx

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
 	"bj/sandbox"
@@ -119,6 +120,9 @@ func (c *Client) Start(ctx context.Context, cmd sandbox.Command, output func(san
 		m.Argv = append(m.Argv, []byte(a))
 	}
 	for name, value := range cmd.Env {
+		if strings.ContainsRune(name+value, 0) {
+			return nil, fmt.Errorf("starting command: the value of $%s holds a zero byte, which no environment can", name)
+		}
 		m.Env = append(m.Env, []byte(name+"="+value))
 	}
 	if output == nil {

@@ -91,6 +91,7 @@ func TestNotStarted(t *testing.T) {
 			{sandbox.Command{Argv: []string{"/no/such"}}, "/no/such"},
 			{sandbox.Command{Script: "true", User: "nobody-at-all"}, `unknown user "nobody-at-all"`},
 			{sandbox.Command{Script: "true", Env: map[string]string{"X": strings.Repeat("x", 1<<18)}}, "argument list too long"},
+			{sandbox.Command{Script: "true", Env: map[string]string{"X": "a\x00b"}}, "$X holds a zero byte"},
 			{sandbox.Command{Script: strings.Repeat("x", maxFrame)}, "more than"},
 		} {
 			p, err := m.Start(testContext(t), c.c, nil)

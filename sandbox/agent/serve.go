@@ -86,9 +86,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 	}
 	stop()
 	conn.Close()
-	if killed == nil { // else some command never ends, and nor would this wait
-		g.running.Wait()
-	}
+	g.settle()
 	close(done)
 	workers.Wait()
 	spawner.stop()
@@ -250,6 +248,20 @@ func (g *guest) killAll() error {
 		return fmt.Errorf("killing everything: %w", err)
 	}
 	return nil
+}
+
+// settle waits until what was killed is reaped, but not for what left its group
+// and holds a pipe: that ends with the process that called Serve.
+func (g *guest) settle() {
+	settled := make(chan struct{})
+	go func() {
+		g.running.Wait()
+		close(settled)
+	}()
+	select {
+	case <-settled:
+	case <-time.After(settleDeadline):
+	}
 }
 
 func (g *guest) command(id uint32) *command {

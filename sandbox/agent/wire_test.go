@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
@@ -295,7 +296,8 @@ func TestHostGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, false)
-			p, err := m.Start(testContext(t), sandbox.Command{Script: "(setsid sleep 1001 &) ; echo on; exec sleep 1002"}, nil)
+			// The last of these leaves its group, and keeps its output.
+			p, err := m.Start(testContext(t), sandbox.Command{Script: "(setsid sleep 1001 &) ; unshare -C sleep 1003 & exec sleep 1002"}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -303,17 +305,40 @@ func TestHostGone(t *testing.T) {
 			if _, err := p.Wait(testContext(t)); !errors.Is(err, ErrLost) {
 				t.Errorf("got %v", err)
 			}
-			ended := make(chan error, 1)
-			go func() { ended <- m.guest.Wait() }()
-			select {
-			case err := <-ended: // with the first process every other has ended
-				if err == nil {
-					t.Error("the guest has ended without an error")
-				}
-			case <-testContext(t).Done():
-				t.Error("the guest lives on")
+			if m.wait(t) == nil {
+				t.Error("the guest has ended without an error")
 			}
 		})
+	}
+}
+
+// wait waits for the end of the guest, and with it of every other process.
+func (m *machine) wait(t *testing.T) error {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- m.guest.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-testContext(t).Done():
+		t.Fatal("the guest lives on")
+		return nil
+	}
+}
+
+// A guest whose context is done ends as if the host were gone.
+func TestServeDone(t *testing.T) {
+	m := newMachineFrom(t, func(_ testing.TB, g *exec.Cmd) {
+		g.Env = append(g.Env, "AGENT_TEST_WITHIN=300ms")
+	})
+	p, err := m.Start(testContext(t), sandbox.Command{Script: "sleep 1000"}, nil)
+	if err == nil { // else it took longer than that to get here
+		if _, err := p.Wait(testContext(t)); !errors.Is(err, ErrLost) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := m.wait(t); err == nil || !strings.Contains(m.stderr.String(), "deadline exceeded") {
+		t.Errorf("%v, %s", err, m.stderr)
 	}
 }
 
