@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -159,5 +160,38 @@ func golden(t *testing.T, path string, got []byte) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s is not what the program says; make it again: go test ./cmd/bj -update\ngot:\n%s", path, got)
+	}
+}
+
+// TestReadme holds that README.md shows lines that its recipe has, in their
+// order, and that its links lead somewhere.
+func TestReadme(t *testing.T) {
+	root := filepath.Join("..", "..")
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	readme := read("README.md")
+	_, shown, _ := strings.Cut(readme, "```python\n")
+	shown, _, ok := strings.Cut(shown, "```")
+	if !ok {
+		t.Fatal("README.md shows no recipe")
+	}
+	rest := read("recipes/coordination/coordination.star")
+	for line := range strings.Lines(shown) {
+		_, after, ok := strings.Cut(rest, line)
+		if !ok {
+			t.Errorf("recipes/coordination/coordination.star does not have, where README.md shows it:\n%s", line)
+			continue
+		}
+		rest = after
+	}
+	for _, m := range regexp.MustCompile(`\]\(([^)#]+)\)`).FindAllStringSubmatch(readme, -1) {
+		if _, err := os.Stat(filepath.Join(root, m[1])); err != nil && !strings.Contains(m[1], "://") {
+			t.Errorf("README.md links to %s: %v", m[1], err)
+		}
 	}
 }
