@@ -294,8 +294,12 @@ func (m *machine) script(t *testing.T, s string) string {
 }
 
 func TestRun(t *testing.T) {
+	home := "/root"
+	if unix.Access(home, unix.X_OK) != nil {
+		home = "/" // the test's machine has the host's files
+	}
 	variants(t, func(t *testing.T, m *machine) {
-		if out := m.script(t, "echo hello; pwd; id -u"); out != "hello\n/root\n0\n" {
+		if out := m.script(t, "echo hello; pwd; id -u"); out != "hello\n"+home+"\n0\n" {
 			t.Errorf("got %q", out)
 		}
 		for _, c := range []struct {

@@ -82,16 +82,16 @@ func TestKillStubborn(t *testing.T) {
 	variants(t, func(t *testing.T, m *machine) {
 		hopper := m.helper(t, "hop")
 		threads := m.helper(t, "threads")
-		for range 4 {
-			if _, err := m.Start(testContext(t), hopper, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
 		tr := newTranscript()
 		if _, err := m.Start(testContext(t), threads, tr.write); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "the end of the leader", func() bool { return tr.String(sandbox.Stdout) == "alone\n" })
+		for range 2 {
+			if _, err := m.Start(testContext(t), hopper, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 		n, err := m.KillUnit(testContext(t), "helper")
 		if err != nil || n == 0 {
 			t.Errorf("killed %d, %v", n, err)
