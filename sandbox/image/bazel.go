@@ -7,13 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 
-	"bj/fleet"
 	"bj/sandbox"
 )
 
 // bazel builds a target of the workspace and copies the program it makes, as
 // Bazel's own copy changes with the next build.
-func (s *Store) bazel(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) bazel(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	env := s.environ(nil)
 	cmd, err := lookPath(env, "bazel")
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"bj/fleet"
 	"bj/sandbox"
 )
 
@@ -25,7 +24,7 @@ import (
 // not run, so alternatives, users and generated files are missing.
 //
 // Without a version, whichever was first unpacked stays (Fresh asks again).
-func (s *Store) deb(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) deb(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	env := s.environ([]string{"APT_CONFIG", "LC_ALL", "LANGUAGE"}, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	a := &apt{store: s, dir: filepath.Join(s.Dir, "apt"), env: env, pkg: t.Deb, progress: progress}
 	var errGet, errUnpack error
@@ -44,7 +43,7 @@ func (s *Store) deb(ctx context.Context, t fleet.Tool, progress func(string)) ([
 
 // debFiles lays the tree over the root. A program that its package keeps off
 // PATH is put there by a script.
-func debFiles(t fleet.Tool, m made, tree string) ([]sandbox.File, error) {
+func debFiles(t sandbox.Tool, m made, tree string) ([]sandbox.File, error) {
 	files := []sandbox.File{{
 		Path: "/", Mode: 0o755, Source: tree, Tree: true, ReadOnly: true,
 		About: t.Name + ": " + m.About, Digest: m.Digest,

@@ -9,13 +9,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"bj/fleet"
 	"bj/sandbox"
 )
 
 // fetch downloads a program and checks its digest before anything sees it. The
 // digest alone is the key: where it once came from does not matter.
-func (s *Store) fetch(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) fetch(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	m, err := s.cached(ctx, "sha256 "+t.SHA256, progress, func(work string) (made, error) {
 		start := time.Now()
 		progress(fmt.Sprintf("fetching %s from %s", t.Name, t.URL))

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"bj/fleet"
 	"bj/sandbox"
 )
 
@@ -26,7 +25,7 @@ var goVersions = regexp.MustCompile(`^v[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]
 // goModule builds module/cmd@version, in a module of its own that requires
 // nothing else. That is what `go install` does, but for modules with replace
 // lines, which `go install` refuses and a requiring module ignores.
-func (s *Store) goModule(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) goModule(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	pkg, version, _ := strings.Cut(t.Go, "@")
 	if !goVersions.MatchString(version) {
 		return nil, hint(fmt.Errorf("go = %q names no exact version", t.Go), fmt.Sprintf("write one, such as %q", pkg+"@v1.2.3"))
@@ -69,7 +68,7 @@ func (s *Store) goModule(ctx context.Context, t fleet.Tool, progress func(string
 // goLocal builds ./cmd/x of the workspace's own module. What it depends on is
 // known to go build alone, so go build is asked every time; it is quick when
 // nothing changed.
-func (s *Store) goLocal(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) goLocal(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	env, goCmd, goVersion, err := s.goTool(ctx, s.Workspace)
 	if err != nil {
 		return nil, err

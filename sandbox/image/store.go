@@ -33,7 +33,6 @@ import (
 	"sync"
 	"time"
 
-	"bj/fleet"
 	"bj/sandbox"
 )
 
@@ -96,7 +95,7 @@ func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, progress func(s
 	return all, nil
 }
 
-func (s *Store) stage(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) stage(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, orDefault(s.Timeout, 20*time.Minute))
 	defer cancel()
 	files, err := s.make(ctx, t, progress)
@@ -107,7 +106,7 @@ func (s *Store) stage(ctx context.Context, t fleet.Tool, progress func(string)) 
 	return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("making tool %s: %w", t.Name, err), Hint: e.Hint}
 }
 
-func (s *Store) make(ctx context.Context, t fleet.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) make(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	if p, ok := s.Override[t.Name]; ok {
 		return s.inPlace(t.Name, p, " (--tool)")
 	}
