@@ -74,6 +74,7 @@ func Load(ctx context.Context, ws *lang.Workspace, opts Options) (*Result, error
 	}
 	if !opts.NoCache && opts.CacheDir != "" {
 		lo.CacheDir, lo.CacheKey = opts.CacheDir, factsVersion+" "+opts.Version
+		lo.Valid = func(m *lang.Module) bool { _, ok := decodeFacts(m.File, m.Facts); return ok }
 	}
 	st, err := lang.LoadSettings(ctx, ws, lo)
 	if err != nil {
@@ -95,16 +96,6 @@ func Load(ctx context.Context, ws *lang.Workspace, opts Options) (*Result, error
 	r.finish()
 	return r, nil
 }
-
-func endModule(m *lang.Module) []byte {
-	s := m.State.(*state)
-	if len(s.mistakes) > 0 {
-		return nil
-	}
-	return nil
-}
-
-const factsVersion = "facts/1"
 
 // tooOld compares bj's version with the one that bj.star asks for, without
 // evaluating it: it may use what this bj does not know.

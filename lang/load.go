@@ -32,8 +32,11 @@ type Options struct {
 	// it loads; what it returns is its State, which builtins find with StateOf.
 	Begin func(m *Module, loads []*Module) any
 	// End is called after the last step of a module that no mistake cut off; it
-	// returns the facts that the cache keeps, or nil to keep none.
-	End func(*Module) []byte
+	// returns the facts that the cache keeps, or "" to keep none.
+	End func(*Module) string
+	// Valid reports whether the facts that the cache kept of a module can be
+	// read. Nil means that they can.
+	Valid func(*Module) bool
 	// Print receives what files print. Nil discards it.
 	Print func(pos diag.Pos, text string)
 
@@ -181,17 +184,48 @@ type loader struct {
 	opts          Options
 	env, settings starlark.StringDict
 	guard         *guard
-	libMu         sync.Mutex // guards the addition of library modules
+	cache         *cache // or nil
 }
 
 func (l *loader) loadAll(ctx context.Context) error {
 	t := l.tree
-	if err := l.compileAll(ctx, t.Modules); err != nil {
+	stale := t.Modules
+	if l.opts.CacheDir != "" {
+		l.cache = openCache(l.opts.CacheDir, l.opts.CacheKey, t.Workspace)
+		if err := l.forEach(ctx, t.Modules, l.revive); err != nil {
+			return err
+		}
+		if err := l.addLibrary(ctx, l.revive); err != nil {
+			return err
+		}
+		stale = l.refresh()
+		for _, m := range stale {
+			if m.cached {
+				m.cached, m.Loads, m.Facts = false, nil, ""
+			}
+		}
+	}
+	compile := func(m *Module) error { return l.readAndCompile(m, l.env) }
+	if err := l.forEach(ctx, stale, compile); err != nil {
 		return err
 	}
-	l.addLibrary()
+	if err := l.addLibrary(ctx, compile); err != nil {
+		return err
+	}
 	l.findCycles()
-	return l.evaluateAll(ctx)
+	if err := l.evaluateAll(ctx); err != nil {
+		return err
+	}
+	if l.cache != nil {
+		l.keep()
+	}
+	for _, m := range t.Modules {
+		m.prog, m.globals = nil, nil
+		if len(m.Diags) == 0 {
+			m.src = nil
+		}
+	}
+	return nil
 }
 
 // forEach calls f for every module, several at once, until one fails.
@@ -217,17 +251,19 @@ func (l *loader) forEach(ctx context.Context, modules []*Module, f func(*Module)
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
-func (l *loader) compileAll(ctx context.Context, modules []*Module) error {
-	return l.forEach(ctx, modules, func(m *Module) error { return l.readAndCompile(m, l.env) })
-}
-
 func (l *loader) readAndCompile(m *Module, env starlark.StringDict) error {
-	src, err := l.tree.read(m.File)
-	if err != nil {
-		m.fail(diag.Diagnostic{Pos: diag.Pos{File: m.File}, Rule: "file", Message: "file cannot be read: " + plainError(err)})
-		return nil
+	if m.prog != nil || m.Broken {
+		return nil // was compiled while the library was gathered
 	}
-	m.src = bytes.TrimPrefix(src, []byte("\ufeff"))
+	if m.src == nil {
+		src, err := l.tree.read(m.File)
+		if err != nil {
+			m.fail(diag.Diagnostic{Pos: diag.Pos{File: m.File, Line: 1, Col: 1}, Rule: "file", Message: "file cannot be read: " + plainError(err)})
+			return nil
+		}
+		m.src = src
+	}
+	m.src = bytes.TrimPrefix(m.src, []byte("\ufeff"))
 	m.compile(env, l.resolveLoad)
 	return nil
 }
@@ -313,19 +349,23 @@ func (l *loader) missing(label string, lab Label, file string) error {
 	return &hintedError{message, fmt.Sprintf("package //%s has %s", lab.Package, strings.Join(near, ", "))}
 }
 
-// addLibrary compiles the files of the library that are loaded.
-func (l *loader) addLibrary() {
+// addLibrary adds the files of the library that are loaded, and does f with
+// each.
+func (l *loader) addLibrary(ctx context.Context, f func(*Module) error) error {
 	t := l.tree
 	for i := 0; i < len(t.Modules); i++ { // grows
 		for _, ld := range t.Modules[i].Loads {
-			if t.byFile[ld.File] == nil {
+			if t.byFile[ld.File] == nil && strings.HasPrefix(ld.File, stdlibPrefix) {
 				m := &Module{File: ld.File, Package: packageOfFile(ld.File)}
 				t.byFile[ld.File] = m
 				t.Modules = append(t.Modules, m)
-				l.readAndCompile(m, l.env)
+				if err := f(m); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return ctx.Err()
 }
 
 // evaluateAll runs every module after those that it loads.
@@ -383,7 +423,7 @@ func (l *loader) evaluateAll(ctx context.Context) error {
 	for range l.opts.Jobs {
 		wg.Go(func() {
 			for m := range queue {
-				if ctx.Err() == nil {
+				if ctx.Err() == nil && !m.cached {
 					l.evaluate(m, l.env)
 				}
 				done(m)
@@ -445,6 +485,7 @@ func (l *loader) evaluate(m *Module, env starlark.StringDict) {
 	attempt := result.Load()
 	if attempt != nil {
 		m.State, m.globals = attempt.State, attempt.globals
+		m.printed.Store(attempt.printed.Load())
 	}
 	if err != nil && m.undefined == nil {
 		m.failEval(err) // else it may only follow from what was said already
@@ -489,6 +530,7 @@ func (l *loader) newThread(m *Module) *starlark.Thread {
 			return nil, fmt.Errorf("no such module")
 		},
 		Print: func(thread *starlark.Thread, text string) {
+			m.printed.Store(true)
 			if l.opts.Print != nil {
 				pos, _ := Place(thread)
 				l.opts.Print(pos, text)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"go.starlark.net/resolve"
 	"go.starlark.net/starlark"
@@ -19,7 +20,7 @@ type Module struct {
 	Doc     string // its docstring
 	Loads   []LoadStmt
 	// Facts is what Options.End made of it, or what the cache kept of that.
-	Facts []byte
+	Facts string
 	// State is what Options.Begin made, or nil if the module was not evaluated.
 	State any
 	// Broken modules could not be compiled or were cut off by a mistake; so are
@@ -29,7 +30,10 @@ type Module struct {
 	// made while its top level ran.
 	Diags diag.List
 
-	src []byte
+	src     []byte
+	key     fileKey
+	cached  bool
+	printed atomic.Bool
 
 	prog    *starlark.Program
 	globals starlark.StringDict
