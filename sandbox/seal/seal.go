@@ -62,6 +62,11 @@ const (
 	conditionMask   = 0xffff
 )
 
+// LinkMTU is what the links between hub and machines should have, in bytes: the
+// most that a veth link takes. With the usual 1500 the relay carries about two
+// thirds as much.
+const LinkMTU = 65535
+
 // Hub is the network namespace that all machines of an environment hang on:
 // without a link, route or address that leads anywhere else.
 type Hub struct {

@@ -434,6 +434,15 @@ func TestFragments(t *testing.T) {
 	n := sealtest.New(t, 2)
 	apply(t, n.Hub, compile(t, between(), n.Config))
 	seen := watch(t, n.Hub, n.Config.Group)
+	for _, m := range n.Machines {
+		link, err := m.NL.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.NL.LinkSetMTU(link, 1500); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, to := range []netip.Addr{n.Config.Machines[1].V4, n.Config.Machines[1].V6} {
 		echo(n.Machines[1], to.String(), 1000, 3000)
 		if err := reach(n.Machines[0], "udp", join(to, 1000), 20000, soon); err != nil {

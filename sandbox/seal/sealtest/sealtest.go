@@ -287,8 +287,8 @@ func (n *Net) attach(t testing.TB, i int) {
 	ns.Sysctl("ipv6/conf/default/addr_gen_mode", "1")
 	hubMAC, mac := net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}, net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}
 	attrs := vnetlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr = m.Interface, hubMAC
-	check(n.Hub.NL.LinkAdd(&vnetlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerNamespace: vnetlink.NsFd(ns.FD())}))
+	attrs.Name, attrs.HardwareAddr, attrs.MTU = m.Interface, hubMAC, seal.LinkMTU
+	check(n.Hub.NL.LinkAdd(&vnetlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerNamespace: vnetlink.NsFd(ns.FD()), PeerMTU: seal.LinkMTU}))
 	link, err := n.Hub.NL.LinkByName(m.Interface)
 	check(err)
 	check(n.Hub.NL.LinkSetARPOff(link))
