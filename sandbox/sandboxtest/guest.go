@@ -2,6 +2,7 @@ package sandboxtest
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 // as lines to stdout; it returns the exit code.
 //
 //	listen NETWORK ADDR...      a server that says whom it heard, and answers
+//	serve PORT...               the same, TCP and UDP, on all addresses
+//	ping ADDR MS                one echo request
 //	connect NETWORK ADDR MS     connects and says what came of it
 //	ask NETWORK ADDR MS TEXT    sends, and says what was answered
 //	hold NETWORK ADDR           keeps asking, and says when no answer comes
@@ -33,7 +36,7 @@ func guestMain(args []string) int {
 	commands := map[string]func([]string) error{
 		"listen": guestListen, "connect": guestConnect, "ask": guestAsk, "hold": guestHold,
 		"capture": guestCapture, "fds": guestFDs, "dials": guestDials, "attack": guestAttack,
-		"fill": guestFill, "burn": guestBurn, "forks": guestForks,
+		"serve": guestServe, "ping": guestPing, "raw": guestRaw, "fill": guestFill, "burn": guestBurn, "forks": guestForks,
 	}
 	f := commands[args[0]]
 	if f == nil {
@@ -56,6 +59,68 @@ func guestListen(args []string) error {
 	}
 	fmt.Println("ready")
 	select {}
+}
+
+func guestServe(ports []string) error {
+	for _, port := range ports {
+		for _, network := range []string{"tcp", "udp"} {
+			if err := serveEcho(network, "[::]:"+port); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+// guestPing sends one echo request through a raw socket.
+func guestPing(args []string) error {
+	to := netip.MustParseAddr(args[0])
+	ms, _ := strconv.Atoi(args[1])
+	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	if to.Is6() {
+		network, request, reply = "ip6:ipv6-icmp", 128, 129
+	}
+	c, err := net.Dial(network, to.String())
+	if err != nil {
+		fmt.Println(outcome(err))
+		return nil
+	}
+	defer c.Close()
+	b := append([]byte{request, 0, 0, 0, 0x12, 0x34, 0, 1}, "bj-ping"...)
+	binary.BigEndian.PutUint16(b[2:], checksum(b)) // the kernel does it again for IPv6
+	c.SetDeadline(time.Now().Add(time.Duration(ms) * time.Millisecond))
+	if _, err := c.Write(b); err != nil {
+		fmt.Println(outcome(err))
+		return nil
+	}
+	buf := make([]byte, 1500)
+	for {
+		n, _, err := c.(*net.IPConn).ReadFrom(buf) // Read would leave the IPv4 header there
+		if err != nil {
+			fmt.Println(outcome(err))
+			return nil
+		}
+		if n >= 8 && buf[0] == reply {
+			fmt.Println("answered")
+			return nil
+		}
+	}
+}
+
+// guestRaw sends two packets of a protocol that nothing here speaks.
+func guestRaw([]string) error {
+	c, err := net.Dial("ip4:132", "192.0.2.4")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range 2 {
+		if _, err := c.Write([]byte("not really SCTP")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // serveEcho listens in the background, prints what it hears, and answers

@@ -139,7 +139,7 @@ func (h Host) cgroups() {
 // volatile settings change by themselves.
 var volatile = []string{
 	"random/", "ns_last_pid", "file-nr", "inode-nr", "inode-state", "dentry-state", "aio-nr", "pty/nr", "sched_domain", "perf_event",
-	"nf_conntrack_count", "stat_refresh", "loadavg", "flush", "compact_memory", "drop_caches", "keys/", "hostname", "domainname", "/neigh/", "binfmt_misc", "mqueue", "usermodehelper",
+	"nf_conntrack_count", "stat_refresh", "loadavg", "flush", "compact_memory", "drop_caches", "keys/", "hostname", "domainname", "/neigh/", "binfmt_misc", "mqueue", "quota/",
 }
 
 // settings are those of the kernel and of the host's own network.

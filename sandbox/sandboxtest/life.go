@@ -94,8 +94,11 @@ func testFailedLease(t *testing.T, s *suite) {
 			defer cancel()
 			env, err := p.Lease(ctx, spec)
 			if err == nil {
+				err = env.Seal(ctx, sandbox.Policy{})
 				s.release(t, env)
-				t.Error("the lease was given")
+			}
+			if err == nil {
+				t.Error("the lease was given and sealed")
 			} else if ctx.Err() != nil {
 				t.Errorf("it took longer than %s: %v", patience, err)
 			} else {
@@ -189,9 +192,15 @@ func testSuicide(t *testing.T, s *suite) {
 	r.wait()
 	must(t, a, "true")
 	must(t, b, "true")
-	// It may shut its machine down, and then that machine is lost, or not.
-	sh(t, a, "reboot -f 2>&1; halt -f 2>&1; true")
+	// It may shut its machine down, which then is lost; nothing else is.
+	r = start(t, a, sandbox.Command{Script: "reboot -f 2>&1; halt -f 2>&1; true"})
+	closed(t, "the end of a command that shuts its machine down", r.proc.Done())
 	must(t, b, "true")
+	select {
+	case <-env.Lost():
+		t.Error("root of a machine has ended the environment")
+	default:
+	}
 }
 
 func testGatewayDeath(t *testing.T, s *suite) {

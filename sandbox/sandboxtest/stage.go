@@ -72,7 +72,15 @@ func runStaged(t *testing.T, who string) {
 	if who == asRoot && os.Geteuid() != 0 {
 		t.Skip("this needs root")
 	}
-	dir := t.TempDir()
+	// Not the test's own folder, which others may not enter.
+	dir, err := os.MkdirTemp("", "bj-stage-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	config := stageConfig{Who: who, Etc: filepath.Join(dir, "etc"), Args: testArgs(t)}
 	if err := copyTree(config.Etc, "/etc"); err != nil {
 		t.Fatal(err)
