@@ -135,7 +135,7 @@ func newRoot(e *env, table []*command) *cobra.Command {
 	}
 	root.SetHelpCommand(&cobra.Command{
 		Use:               "help [COMMAND]",
-		Short:             "print the help of a command",
+		Short:             "prints the help of a command",
 		ValidArgsFunction: completeNames(table),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -222,7 +222,7 @@ func printHelp(w io.Writer, cmd *cobra.Command, table []*command, global *pflag.
 	for _, c := range table {
 		fmt.Fprintf(w, "  %-12s %s\n", c.name, c.short)
 	}
-	fmt.Fprintf(w, "  %-12s %s\n\nflags of all commands:\n%s", "help", "print the help of a command", global.FlagUsages())
+	fmt.Fprintf(w, "  %-12s %s\n\nflags of all commands:\n%s", "help", "prints the help of a command", global.FlagUsages())
 }
 
 // help is the command's help, without the flags of all commands.

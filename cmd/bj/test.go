@@ -40,7 +40,7 @@ func testCommand() *command {
 	return &command{
 		name:  "test",
 		args:  "PATTERN...",
-		short: "runs recipes, each in its own sealed environment, and says of each whether it recovers",
+		short: "runs recipes in sealed environments, and says of each whether it recovers",
 		long: patternHelp + `
 
 each recipe gets fresh machines on which everything is dark but what its
@@ -58,8 +58,8 @@ when they are named. verdicts go to stdout, progress goes to stderr.`,
 
 // register declares the flags.
 func (f *testFlags) register(fs *pflag.FlagSet) {
-	fs.StringVar(&f.sandbox, "sandbox", "", "the `provider` of machines: "+strings.Join(sandboxes(), " or "))
-	fs.StringVar(&f.supply, "supply", "", "where allowed capabilities come from: `source` is production, or recipes: each is first brought back by its own recipe")
+	fs.StringVar(&f.sandbox, "sandbox", "", "lease machines from `provider`: "+strings.Join(sandboxes(), " or "))
+	fs.StringVar(&f.supply, "supply", "", "take allowed capabilities from `production|recipes`; from recipes, each is first brought back by its own")
 	fs.IntVar(&f.jobs, "jobs", 0, "run `n` recipes at once; what memory and cores allow if 0")
 	fs.StringVar(&f.shard, "shard", "", "run only the `i/n`-th part of the recipes, from 1; /n takes i from the engine of a job array")
 	fs.StringVar(&f.changedSince, "changed-since", "", "run only recipes that changes since git's `revision` can affect")
@@ -68,9 +68,9 @@ func (f *testFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.junit, "junit", "", "write a JUnit report to `file`")
 	fs.StringVar(&f.report, "report", "", "write events, logs, rules and results into `folder`, one folder for each recipe")
 	fs.StringVar(&f.runbooks, "runbooks", "", "write runbooks into `folder`")
-	fs.StringVar(&f.results, "results", "", "record runs in `folder`")
+	fs.StringVar(&f.results, "results", "", "record runs in `folder`; in the user's folder for state if empty")
 	fs.BoolVar(&f.keep, "keep", false, "keep the environment of a recipe that did not recover until its deadline")
-	fs.IntVar(&f.repeat, "repeat", 1, "run each recipe `n` times; it recovers if it does each time")
+	fs.IntVar(&f.repeat, "repeat", 1, "run each recipe `n` times")
 	if hidden := fs.Lookup("runbooks"); hidden != nil {
 		hidden.Hidden = true // refused until runbooks are there
 	}
