@@ -88,7 +88,7 @@ func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) [
 func (s *site) pollBlocked(ctx context.Context, title string) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
-	done.Go(func() {
+	s.spawn(&done, func() {
 		for {
 			sleep(ctx, blockedEvery)
 			if ctx.Err() != nil {

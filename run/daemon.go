@@ -49,7 +49,7 @@ func (s *site) startDaemon(ctx context.Context, st *fleet.Step, m *machine, scri
 		return s.gone(ctx, m, st.Title, err)
 	}
 	d.proc = p
-	s.watchers.Go(func() { d.watch(p) })
+	s.spawn(&s.watchers, func() { d.watch(p) })
 
 	f := d.wait(ctx)
 	finished := event.Event{Event: event.StepFinished, Machine: m.Name(), Step: st.Title, Seconds: seconds(d.start)}

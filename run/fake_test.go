@@ -227,6 +227,9 @@ func (m *fakeMachine) KillUnit(ctx context.Context, unit string) (int, error) {
 	return n, nil
 }
 func (m *fakeMachine) Start(ctx context.Context, c sandbox.Command, output func(sandbox.Stream, []byte)) (sandbox.Process, error) {
+	if c.Script == "panic" {
+		panic("boom")
+	}
 	if !m.env.sealed {
 		panic("a command ran before the seal")
 	}
@@ -301,7 +304,7 @@ func (p *fakeProc) run() {
 //	after D touch F       a file that appears later, by a child
 //	count F N             fails until it was run N times on this machine
 //	connect ADDR          to an address and port, through the seal
-//	oom, panic, unplug    what can go wrong
+//	oom, unplug           what can go wrong
 func (p *fakeProc) do(line string) (exit sandbox.Exit, ended bool) {
 	fail := sandbox.Exit{Code: 1}
 	word, rest, _ := strings.Cut(line, " ")

@@ -17,7 +17,7 @@ func (s *site) fault(ctx context.Context, ft *fleet.Fault) *failure {
 	var all sync.WaitGroup
 	failures := make([]*failure, len(ft.On))
 	for i, name := range ft.On {
-		all.Go(func() {
+		s.spawn(&all, func() {
 			m := s.machines[name]
 			if ft.Crash {
 				failures[i] = s.crash(ctx, ft, m)

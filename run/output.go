@@ -130,6 +130,7 @@ func (d *decoder) flush() string {
 // seen or not, so that "ok$" matches what echo prints.
 type matcher struct {
 	re         *regexp.Regexp
+	max        int    // maxMatched
 	begin, end bool   // it asks for the beginning, or the end, of the text
 	head       []byte // the beginning of a text that is too long; nil of another
 	tail       []byte // the rest, or all of it
@@ -144,17 +145,17 @@ const (
 )
 
 func newMatcher(re *regexp.Regexp) *matcher {
-	return &matcher{re: re, begin: asks(re, syntax.OpBeginText), end: asks(re, syntax.OpEndText)}
+	return &matcher{re: re, max: maxMatched, begin: asks(re, syntax.OpBeginText), end: asks(re, syntax.OpEndText)}
 }
 
 // write takes the next piece of the text.
 func (m *matcher) write(p []byte) {
 	m.tail = append(m.tail, p...)
-	if m.head == nil && len(m.tail) > 2*maxMatched {
-		m.head = bytes.Clone(m.tail[:maxMatched])
+	if m.head == nil && len(m.tail) > 2*m.max {
+		m.head = bytes.Clone(m.tail[:m.max])
 	}
-	if m.head != nil && len(m.tail) > 2*maxMatched {
-		m.tail = append(m.tail[:0], m.tail[len(m.tail)-maxMatched:]...)
+	if m.head != nil && len(m.tail) > 2*m.max {
+		m.tail = append(m.tail[:0], m.tail[len(m.tail)-m.max:]...)
 	}
 }
 

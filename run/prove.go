@@ -43,6 +43,9 @@ func (s *site) recover() *failure {
 		start := time.Now()
 		stop := s.pollBlocked(ctx, title)
 		f := action()
+		if f == nil {
+			f = stopped(ctx)
+		}
 		stop()
 		s.tellBlocked(context.WithoutCancel(s.life), title, false)
 		if f != nil && f.kind == kindTimeout {

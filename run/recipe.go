@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -17,7 +16,7 @@ import (
 // verdict is known; with Keep the environment may live on for a while then.
 func (r *runner) recipe(ctx context.Context, p *Plan, judged func()) (v event.Verdict) {
 	x := &execution{runner: r, plan: p, judged: judged,
-		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(p)}}
+		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(append(slices.Clone(p.Suppliers), p)...)}}
 	// group ends with the run, and when a supplier fails.
 	x.group, x.fail = context.WithCancelCause(ctx)
 	defer x.fail(nil)
@@ -61,8 +60,7 @@ func (x *execution) run() event.Verdict {
 func (x *execution) guarded(f func() *failure) (out *failure) {
 	defer func() {
 		if p := recover(); p != nil {
-			x.voice.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("internal error: %v\n%s", p, debug.Stack())})
-			out = &failure{message: fmt.Sprintf("internal error: %v", p), hint: "this is a mistake in bj: please report it, with the events of --json"}
+			out = x.voice.panicked(p)
 		}
 	}()
 	return f()
@@ -131,6 +129,9 @@ func (x *execution) verdict(f *failure) event.Verdict {
 	if x.site != nil {
 		v.Root, v.Free = x.site.root, slices.Clone(x.site.free)
 	}
+	for _, s := range x.plan.Suppliers {
+		v.Free = append(v.Free, "supplier "+s.Label())
+	}
 	if f == nil {
 		if len(v.Except) > 0 {
 			v.Reason = "proven except what is done by hand: " + strings.Join(v.Except, ", ")
@@ -164,7 +165,7 @@ func (x *execution) supply(p *Plan) *failure {
 	if f := x.staged[p].failure; f != nil {
 		return failed(f)
 	}
-	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: newMask(p)}
+	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: x.voice.mask}
 	s := newSite(x.group, p, v, x.Provider, x.staged[p].files, x.dialFor(p))
 	s.deadline = x.deadline()
 	if x.suppliers == nil {
@@ -243,11 +244,14 @@ func (x *execution) close() {
 	}
 }
 
-// newMask returns the mask of a plan's secrets.
-func newMask(p *Plan) *mask {
+// newMask returns the mask of all secrets of plans: what a supplier hands out
+// is as secret with those who ask for it.
+func newMask(plans ...*Plan) *mask {
 	m := &mask{}
-	for _, value := range p.Secrets {
-		m.add(value)
+	for _, p := range plans {
+		for _, value := range p.Secrets {
+			m.add(value)
+		}
 	}
 	return m
 }

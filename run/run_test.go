@@ -98,6 +98,29 @@ func TestPanicIsOneRecipesError(t *testing.T) {
 	})
 }
 
+func TestPanicInAGoroutine(t *testing.T) {
+	for name, change := range map[string]func(r *fleet.Recipe){
+		"step":       func(r *fleet.Recipe) { script(r.Strategy[0].Step, "panic") },
+		"daemon":     func(r *fleet.Recipe) { r.Strategy[0].Step = daemonStep(r, "go", "panic") },
+		"validation": func(r *fleet.Recipe) { r.Validation[0].Run[0].Text = "panic" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			trial(t, func(l *lab) {
+				r := recipe()
+				change(r)
+				other := recipe()
+				other.Label = "//p:s"
+				vs := l.run(r, other)
+				l.check(vs[0], "error", "internal error: boom")
+				l.check(vs[1], "recovered")
+				if n := l.of(event.Note); len(n) == 0 || !strings.Contains(n[0].Text, "goroutine") {
+					t.Errorf("nobody says where: %+v", n)
+				}
+			})
+		})
+	}
+}
+
 func TestInterrupted(t *testing.T) {
 	trial(t, func(l *lab) {
 		ctx, cancel := context.WithCancel(l.ctx)

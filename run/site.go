@@ -29,6 +29,7 @@ const (
 	emptyLimit   = 10 * time.Second       // a validation on empty hardware
 	settleTime   = 100 * time.Millisecond // a daemon that lives so long was started
 	retryPause   = time.Second
+	lostPause    = 500 * time.Millisecond // between a command's end and its machine's
 	blockedEvery = time.Second
 )
 
@@ -104,6 +105,19 @@ func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provide
 	return s
 }
 
+// spawn runs f in a goroutine of group. What panics there ends the site's life,
+// and nobody else's.
+func (s *site) spawn(group *sync.WaitGroup, f func()) {
+	group.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				s.fail(s.voice.panicked(p))
+			}
+		}()
+		f()
+	})
+}
+
 // within returns ctx with a limit.
 func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, d)
@@ -153,7 +167,7 @@ func (s *site) open() *failure {
 	}
 	took := seconds(start)
 	rules := ""
-	if s.voice.stream.sink != nil {
+	if !s.voice.quiet {
 		rctx, rcancel := within(s.life, askLimit)
 		defer rcancel()
 		if rules, err = env.Rules(rctx); err != nil {
@@ -167,7 +181,7 @@ func (s *site) open() *failure {
 // watch ends the site's life when a machine, or all of it, is lost.
 func (s *site) watch() {
 	guard := func(lost <-chan struct{}, excused func() bool, what string) {
-		s.watchers.Go(func() {
+		s.spawn(&s.watchers, func() {
 			select {
 			case <-s.alive.Done():
 			case <-lost:
@@ -178,9 +192,13 @@ func (s *site) watch() {
 		})
 	}
 	for name, m := range s.machines {
-		guard(m.Lost(), func() bool { return m.crashed.Load() != nil }, fmt.Sprintf("the machine %s was lost: it ended, and no fault of the recipe did that", name))
+		guard(m.Lost(), func() bool { return m.crashed.Load() != nil }, lostText(name))
 	}
 	guard(s.env.Lost(), s.allCrashed, "the environment was lost: what holds it up has died")
+}
+
+func lostText(machine string) string {
+	return fmt.Sprintf("the machine %s was lost: it ended, and no fault of the recipe did that", machine)
 }
 
 func (s *site) allCrashed() bool {
@@ -287,6 +305,13 @@ func (s *site) gone(ctx context.Context, m *machine, title string, err error) *f
 	if by := m.crashed.Load(); by != nil {
 		return &failure{kind: kindStep, title: title, machine: m.Name(),
 			message: fmt.Sprintf("%q cannot run on %s: the fault %q crashed it", title, m.Name(), *by)}
+	}
+	select { // which of the two is known first is chance
+	case <-m.Lost():
+		return &failure{code: codeLease, machine: m.Name(), message: lostText(m.Name())}
+	case <-ctx.Done():
+		return stopped(ctx)
+	case <-time.After(lostPause):
 	}
 	f := asFailure(err, sandbox.CodeLease)
 	f.machine = m.Name()

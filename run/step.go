@@ -26,7 +26,7 @@ func (s *site) step(ctx context.Context, st *fleet.Step) *failure {
 	var once sync.Once
 	var first *failure
 	for i, name := range st.On {
-		all.Go(func() {
+		s.spawn(&all, func() {
 			if f := s.stepOn(ctx, st, s.machines[name], scriptFor(st.Run, i)); f != nil {
 				once.Do(func() { first = f })
 				cancel()

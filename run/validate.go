@@ -123,7 +123,7 @@ func (s *site) round(ctx context.Context, v *fleet.Validation) (bool, []*try) {
 		t := &try{machine: name, script: scriptFor(v.Run, i)}
 		t.out = newOutput(s.mask, outputOptions{expect: s.expr(v.Expect)})
 		tries[i] = t
-		all.Go(func() {
+		s.spawn(&all, func() {
 			s.tryOn(ctx, v, t)
 			mu.Lock()
 			defer mu.Unlock()
@@ -227,7 +227,7 @@ func (s *site) notHeld(v *fleet.Validation, start time.Time, rounds int, last []
 // the same limit.
 func (s *site) tryEmpty() *failure {
 	vs := s.plan.validations()
-	quiet := &voice{stream: &stream{}, mask: s.mask}
+	quiet := &voice{stream: s.voice.stream, recipe: s.voice.recipe, supplier: s.voice.supplier, mask: s.mask, quiet: true}
 	empty := newSite(s.life, s.plan, quiet, s.provider, s.tools, s.dial)
 	defer empty.close()
 	if f := empty.open(); f != nil {
@@ -248,7 +248,7 @@ func (s *site) tryEmpty() *failure {
 			if left[i] <= 0 || heldIn[i] != 0 {
 				continue
 			}
-			all.Go(func() {
+			empty.spawn(&all, func() {
 				start := time.Now()
 				ctx, cancel := within(empty.life, left[i])
 				defer cancel()

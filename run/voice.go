@@ -1,6 +1,8 @@
 package run
 
 import (
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,11 +34,12 @@ type voice struct {
 	recipe   string
 	supplier string
 	mask     *mask
+	quiet    bool        // notes only
 	judged   atomic.Bool // the verdict was given: what programs still print is of no interest
 }
 
 func (v *voice) emit(e event.Event) {
-	if v.judged.Load() && e.Event == event.OutputWritten {
+	if (v.quiet && e.Event != event.Note) || (v.judged.Load() && e.Event == event.OutputWritten) {
 		return
 	}
 	e.Recipe, e.Supplier = v.recipe, v.supplier
@@ -52,6 +55,12 @@ func (v *voice) emit(e event.Event) {
 		}
 	}
 	v.stream.emit(e)
+}
+
+// panicked makes a failure of what a panic was about, and says where it was.
+func (v *voice) panicked(p any) *failure {
+	v.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("internal error: %v\n%s", p, debug.Stack())})
+	return &failure{message: fmt.Sprintf("internal error: %v", p), hint: "this is a mistake in bj: please report it, with the events of --json"}
 }
 
 // seconds is the time since start, as events carry it.
