@@ -34,6 +34,11 @@ func newSpawner(t tracker) *spawner {
 		// Never unlocked: the thread ends with the goroutine, as it must not be
 		// used for anything else.
 		runtime.LockOSThread()
+		if _, ok := t.(*cgroups); ok {
+			// So that commands see the machine's cgroup as the root. Where that is
+			// refused they see the host's name of it, which tells them nothing.
+			_ = unix.Unshare(unix.CLONE_NEWCGROUP)
+		}
 		for f := range s.work {
 			f()
 		}

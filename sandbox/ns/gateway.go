@@ -290,8 +290,13 @@ func (g *gateway) crash(ctx context.Context, index int) error {
 		g.mu.Unlock()
 		return fmt.Errorf("crashing machine %d: there is none", index)
 	}
-	m := g.machines[index]
+	m, hub := g.machines[index], g.hub
 	g.mu.Unlock()
+	// The link first: a kernel that ends processes says farewell for them, and a
+	// machine without power does not.
+	if err := hub.cut(m.config.Index); err != nil {
+		return fmt.Errorf("cutting %s off: %w", m.config.Name, err)
+	}
 	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("crashing %s: %w", m.config.Name, err)
 	}

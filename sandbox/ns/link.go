@@ -251,6 +251,19 @@ func (h *hub) upMachine(m *machineLink) error {
 	return nil
 }
 
+// cut takes a machine's link down, for good. That it is gone already is no
+// error.
+func (h *hub) cut(index int) error {
+	link, err := h.nl.LinkByName(hubInterface(index))
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return h.nl.LinkSetDown(link)
+}
+
 // leaked returns how many packets have left through the witness.
 func (h *hub) leaked() (int64, error) {
 	link, err := h.nl.LinkByName(witnessIn)
