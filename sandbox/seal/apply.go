@@ -28,6 +28,10 @@ const answerTimeout = 30 * time.Second
 // ordinary user gets what net.core.wmem_max allows.
 const socketBuffer = 32 << 20
 
+// stepSize is how much an ordinary user sends at once: half of what the usual
+// net.core.wmem_max allows, in bytes.
+const stepSize = 100 << 10
+
 // ErrNoHold says that the kernel cannot hold packets for the relay.
 var ErrNoHold = errors.New("the kernel can hold packets neither with nftables (CONFIG_NFT_QUEUE) nor with the NFQUEUE target (CONFIG_NFT_COMPAT, CONFIG_NETFILTER_XT_TARGET_NFQUEUE)")
 
@@ -83,7 +87,10 @@ func (t *Table) open(netNS int) (err error) {
 	return nil
 }
 
-// Replace puts r in force instead of what is: in one batch, at one instant.
+// Replace puts r in force instead of what is: in one batch, at one instant. An
+// ordinary user's very large rules (several thousand allows) go in steps, and
+// all is dark until the last of them. After an error the table is not to be
+// used any more: it may let through nothing at all.
 // Where r has another generation, nothing that was open before stays open.
 func (t *Table) Replace(r *Ruleset) error {
 	t.mu.Lock()
@@ -119,7 +126,53 @@ func (t *Table) put(r *Ruleset) error {
 	if err != nil {
 		return err
 	}
-	return t.send(msgs)
+	if err = t.send(msgs); errors.Is(err, unix.EMSGSIZE) {
+		return t.putInSteps(msgs)
+	}
+	return err
+}
+
+// putInSteps is put where a batch is larger than the socket takes, which an
+// ordinary user cannot make larger: the old rules go, so that all is dark; then
+// the sets are filled, which no rule looks at yet; then the new rules come, at
+// one instant.
+func (t *Table) putInSteps(msgs []netlink.Message) error {
+	begin, body, end := msgs[0], msgs[1:len(msgs)-1], msgs[len(msgs)-1]
+	send := func(part []netlink.Message) error {
+		if len(part) == 0 {
+			return nil
+		}
+		return t.send(slices.Concat([]netlink.Message{begin}, part, []netlink.Message{end}))
+	}
+	var away, sets, rules []netlink.Message
+	for _, m := range body {
+		switch m.Header.Type &^ (unix.NFNL_SUBSYS_NFTABLES << 8) {
+		case unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELCHAIN:
+			away = append(away, m)
+		case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_NEWRULE:
+			rules = append(rules, m)
+		default:
+			sets = append(sets, m)
+		}
+	}
+	if err := send(away); err != nil {
+		return err
+	}
+	var size int
+	var part []netlink.Message
+	for _, m := range sets {
+		if size += len(m.Data); size > stepSize && len(part) > 0 {
+			if err := send(part); err != nil {
+				return err
+			}
+			size, part = len(m.Data), nil
+		}
+		part = append(part, m)
+	}
+	if err := send(part); err != nil {
+		return err
+	}
+	return send(rules)
 }
 
 // prepare finds out what the kernel and the namespace have.
@@ -172,9 +225,6 @@ func (t *Table) send(msgs []netlink.Message) error {
 	msgs[last].Header.Flags |= netlink.Acknowledge
 	sent, err := t.conn.SendMessages(msgs)
 	if err != nil {
-		if errors.Is(err, unix.EMSGSIZE) {
-			return fmt.Errorf("sending a batch of %d messages, for which net.core.wmem_max is too small: %w", len(msgs), err)
-		}
 		return fmt.Errorf("sending a batch: %w", err)
 	}
 	if err := t.conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {

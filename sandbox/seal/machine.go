@@ -30,10 +30,14 @@ var (
 // that TCP is judged without it: a packet that opens a connection must go to an
 // open port, every other must go to one or come from one. UDP cannot be judged
 // like that: an answer passes if it comes from an open port and belongs to a
-// tracked exchange.
+// tracked exchange. What is tracked serves to cut, beside that, what was open
+// under earlier rules.
 func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if m.Uplink == "" {
 		m.Uplink = "eth0"
+	}
+	if m.Generation == 0 {
+		m.Generation = 1
 	}
 	c := machineCompiler{Inside: m, policy: p, t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
 	if err := c.sets(); err != nil {
@@ -48,7 +52,7 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	c.base("input", nftables.ChainHookInput)
 	c.input()
 	c.loopback()
-	return &Ruleset{tables: []*table{c.t}}, nil
+	return &Ruleset{tables: []*table{c.t}, generation: m.Generation}, nil
 }
 
 type machineCompiler struct {
@@ -160,6 +164,8 @@ func (c *machineCompiler) input() {
 // loopback judges what stays inside the machine.
 func (c *machineCompiler) loopback() {
 	const chain = "loopback"
+	generation := uint32(c.Generation) << generationShift
+	admit, current := setCtMark(generation), ctMark(generationMask, generation)
 	for _, g := range c.conditions {
 		name, then := "internal", accept()
 		if g.condition >= 0 {
@@ -168,10 +174,12 @@ func (c *machineCompiler) loopback() {
 		}
 		for _, k := range stacks() {
 			for _, s := range c.names[name+k.suffix] {
-				answer := in(s, protoKey(), k.saddrKey(), sportKey())
-				c.t.add(chain, in(s, protoKey(), k.daddrKey(), dportKey()), then)
-				c.t.add(chain, answer, notOpening(), then)
-				c.t.add(chain, answer, l4(unix.IPPROTO_UDP), state("established", expr.CtStateBitESTABLISHED), then)
+				request, answer := in(s, protoKey(), k.daddrKey(), dportKey()), in(s, protoKey(), k.saddrKey(), sportKey())
+				c.t.add(chain, opening(), request, admit, then)
+				c.t.add(chain, l4(unix.IPPROTO_UDP), request, admit, then)
+				c.t.add(chain, notOpening(), current, request, then)
+				c.t.add(chain, notOpening(), current, answer, then)
+				c.t.add(chain, l4(unix.IPPROTO_UDP), state("established", expr.CtStateBitESTABLISHED), current, answer, then)
 			}
 			for _, s := range c.names[name+k.suffix+"ping"] {
 				c.t.add(chain, k.echoType(k.request), in(s, protoKey(), k.daddrKey()), then)

@@ -95,6 +95,8 @@ type Machine struct {
 // Inside is what CompileMachine needs to know of one machine.
 type Inside struct {
 	Machine
+	// Generation is that of the hub; 1 if zero.
+	Generation uint8
 	// Uplink is the machine's own end of its link; "eth0" if empty.
 	Uplink string
 	// Group is the NFLOG group of dropped packets, in the machine's namespace.

@@ -554,6 +554,41 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
+// Sealing again cuts what was open on loopback.
+func TestReplaceCutsLoopback(t *testing.T) {
+	n := sealtest.New(t, 1)
+	ns, m := n.Machines[0], seal.Inside{Machine: n.Config.Machines[0], Generation: 1, Group: 8}
+	p := sandbox.Policy{Internal: []fleet.Ports{ports("tcp", 1000, 1000)}}
+	echo(ns, "127.0.0.1", 1000)
+	before, err := ns.Dial("tcp", "127.0.0.1:1000", soon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	say(t, before, nil)
+	rules, err := seal.CompileMachine(p, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := apply(t, ns, rules)
+	say(t, before, timedOut)
+	between, err := ns.Dial("tcp", "127.0.0.1:1000", soon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	say(t, between, nil)
+	m.Generation++
+	if rules, err = seal.CompileMachine(p, m); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Replace(rules); err != nil {
+		t.Fatal(err)
+	}
+	say(t, between, timedOut)
+	if err := reach(ns, "tcp", "127.0.0.1:1000", 10, soon); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
 // A local source port that is open does not open others.
 func TestLoopbackSourcePort(t *testing.T) {
 	n := sealtest.New(t, 1)
@@ -710,6 +745,22 @@ func TestRootInside(t *testing.T) {
 	held("in the end")
 }
 
+// Ten thousand allows, twice: for root in one batch, for an ordinary user in
+// steps.
+func TestManyAllows(t *testing.T) {
+	n := sealtest.New(t, 1)
+	table := apply(t, n.Hub, compile(t, manyAllows(), n.Config))
+	n.Config.Generation++
+	if err := table.Replace(compile(t, manyAllows(), n.Config)); err != nil {
+		t.Fatal(err)
+	}
+	p := manyAllows()
+	p.Internal = []fleet.Ports{ports("tcp", 1000, 1000)}
+	if err := table.Replace(compile(t, p, n.Config)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSealAsUser(t *testing.T) {
-	sealtest.RunAsUser(t, "^Test(AppliedIsText|BetweenMachines|ReplaceCuts|ForgedPackets|Loopback|RootInside)$")
+	sealtest.RunAsUser(t, "^Test(AppliedIsText|BetweenMachines|ReplaceCuts|ManyAllows|ForgedPackets|Loopback|RootInside)$")
 }
