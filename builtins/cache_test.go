@@ -27,7 +27,7 @@ func fleetText(t testing.TB, r *Result) string {
 func evaluated(r *Result) int {
 	n := 0
 	for _, m := range r.tree.Modules {
-		if m.State != nil {
+		if !m.Cached() && m.State != nil {
 			n++
 		}
 	}

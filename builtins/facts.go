@@ -46,8 +46,14 @@ func factsOf(m *lang.Module) *facts {
 	if s, ok := m.State.(*state); ok {
 		return &facts{services: s.services, recipes: s.recipes, phantoms: s.phantoms, broken: s.broken}
 	}
-	if f, ok := decodeFacts(m.File, m.Facts); ok {
+	if f, ok := m.State.(*facts); ok {
 		return f
 	}
 	return &facts{}
+}
+
+// reviveModule is the State of a module that the cache knows.
+func reviveModule(file, in string) (any, bool) {
+	f, ok := decodeFacts(file, in)
+	return f, ok
 }

@@ -74,7 +74,7 @@ func Load(ctx context.Context, ws *lang.Workspace, opts Options) (*Result, error
 	}
 	if !opts.NoCache && opts.CacheDir != "" {
 		lo.CacheDir, lo.CacheKey = opts.CacheDir, factsVersion+" "+opts.Version
-		lo.Valid = func(m *lang.Module) bool { _, ok := decodeFacts(m.File, m.Facts); return ok }
+		lo.Revive = reviveModule
 	}
 	st, err := lang.LoadSettings(ctx, ws, lo)
 	if err != nil {

@@ -228,9 +228,8 @@ func (l *loader) revive(m *Module) error {
 	if !strings.HasPrefix(m.File, stdlibPrefix) {
 		key, err := statFile(l.tree.Workspace.Path(m.File))
 		if err == nil {
-			if e != nil && e.key.rested && e.key.sameStat(&key) {
+			if e != nil && e.key.rested && e.key.sameStat(&key) && l.reuse(m, e) {
 				m.key = e.key
-				m.reuse(e)
 				return nil
 			}
 			key.rested = key.rests(read)
@@ -243,15 +242,23 @@ func (l *loader) revive(m *Module) error {
 	}
 	m.src = src
 	m.key.hash = sha256.Sum256(src)
-	if e != nil && e.key.hash == m.key.hash {
-		m.reuse(e)
+	if e != nil && e.key.hash == m.key.hash && l.reuse(m, e) {
 		return nil
 	}
 	return l.readAndCompile(m, l.env)
 }
 
-func (m *Module) reuse(e *cacheEntry) {
+// reuse takes a module from the cache, if its facts can be read.
+func (l *loader) reuse(m *Module, e *cacheEntry) bool {
+	if l.opts.Revive != nil {
+		state, ok := l.opts.Revive(m.File, e.facts)
+		if !ok {
+			return false
+		}
+		m.State = state
+	}
 	m.Doc, m.Loads, m.Facts, m.cached = e.doc, e.loads, e.facts, true
+	return true
 }
 
 // refresh finds out which modules must be evaluated: those whose bytes
@@ -274,7 +281,7 @@ func (l *loader) refresh() []*Module {
 				mark(m)
 			}
 		}
-		if !m.cached || l.opts.Valid != nil && !l.opts.Valid(m) {
+		if !m.cached {
 			mark(m)
 		}
 	}

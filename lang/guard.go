@@ -56,6 +56,42 @@ type guard struct {
 
 	mu      sync.Mutex
 	running map[*evaluation]struct{}
+	idle    []*executor
+}
+
+// An executor is a goroutine that runs one job after the other, which spares
+// each the growth of a fresh stack. One that is abandoned is not used again.
+type executor struct {
+	jobs   chan func() error
+	result chan error
+}
+
+// executor returns one that is idle.
+func (g *guard) executor() *executor {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := len(g.idle); n > 0 {
+		x := g.idle[n-1]
+		g.idle = g.idle[:n-1]
+		return x
+	}
+	x := &executor{jobs: make(chan func() error, 1), result: make(chan error, 1)}
+	go func() {
+		for job := range x.jobs {
+			x.result <- protected(job)
+		}
+	}()
+	return x
+}
+
+// protected turns a panic into an error.
+func protected(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("internal error: %v", r)
+		}
+	}()
+	return f()
 }
 
 const (
@@ -86,10 +122,13 @@ func newGuard(limits Limits) *guard {
 	return g
 }
 
-// close ends the watcher.
+// close ends the watcher and the executors.
 func (g *guard) close() {
 	close(g.stop)
 	<-g.done
+	for _, x := range g.idle {
+		close(x.jobs)
+	}
 }
 
 func heapBytes() uint64 {
@@ -203,22 +242,18 @@ func (g *guard) attempt(thread *starlark.Thread, exec func(*starlark.Thread) err
 	g.mu.Lock()
 	g.running[e] = struct{}{}
 	g.mu.Unlock()
-	result := make(chan error, 1)
-	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				result <- fmt.Errorf("internal error: %v", r)
-			}
-		}()
-		result <- exec(thread)
-	}()
+	x := g.executor()
+	x.jobs <- func() error { return exec(thread) }
+	result := x.result
 	select {
 	case err := <-result:
 		g.mu.Lock()
 		delete(g.running, e)
+		g.idle = append(g.idle, x)
 		g.mu.Unlock()
 		return e, err
 	case <-e.abandoned:
+		close(x.jobs) // it ends when its job does
 		return e, errAbandoned
 	}
 }

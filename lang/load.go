@@ -34,9 +34,9 @@ type Options struct {
 	// End is called after the last step of a module that no mistake cut off; it
 	// returns the facts that the cache keeps, or "" to keep none.
 	End func(*Module) string
-	// Valid reports whether the facts that the cache kept of a module can be
-	// read. Nil means that they can.
-	Valid func(*Module) bool
+	// Revive reads the facts that the cache kept of a module, which become its
+	// State, and reports whether it could.
+	Revive func(file, facts string) (state any, ok bool)
 	// Print receives what files print. Nil discards it.
 	Print func(pos diag.Pos, text string)
 
@@ -201,7 +201,7 @@ func (l *loader) loadAll(ctx context.Context) error {
 		stale = l.refresh()
 		for _, m := range stale {
 			if m.cached {
-				m.cached, m.Loads, m.Facts = false, nil, ""
+				m.cached, m.Loads, m.Facts, m.State = false, nil, "", nil
 			}
 		}
 	}
@@ -220,7 +220,7 @@ func (l *loader) loadAll(ctx context.Context) error {
 		l.keep()
 	}
 	for _, m := range t.Modules {
-		m.prog, m.globals = nil, nil
+		m.globals = nil
 		if len(m.Diags) == 0 {
 			m.src = nil
 		}
@@ -425,6 +425,13 @@ func (l *loader) evaluateAll(ctx context.Context) error {
 			for m := range queue {
 				if ctx.Err() == nil && !m.cached {
 					l.evaluate(m, l.env)
+					m.prog = nil
+					if len(users[m]) == 0 {
+						m.globals = nil
+					}
+					if len(m.Diags) == 0 {
+						m.src = nil
+					}
 				}
 				done(m)
 			}

@@ -235,13 +235,16 @@ o = "%d%%" % 5
 p = []
 p.extend(range(3))
 `
+	var got starlark.StringDict
 	env := starlark.StringDict{"struct": starlark.NewBuiltin("struct", makeStruct)}
 	ws := workspaceOf(t, map[string]string{"p/x.star": strings.ReplaceAll(src, "\na += (3, 4)\na += [5]\n", "\na.extend((3, 4))\na.extend([5])\n")})
-	tree, diags := loadTree(t, ws, Options{Predeclared: env})
+	_, diags := loadTree(t, ws, Options{Predeclared: env, End: func(m *Module) string {
+		got = m.globals
+		return ""
+	}})
 	if len(diags) > 0 {
 		t.Fatal(diags)
 	}
-	got := tree.Modules[0].globals
 	want, err := starlark.ExecFileOptions(fileOptions, new(starlark.Thread), "x.star", strings.ReplaceAll(src, "\na += (3, 4)\na += [5]\n", "\na.extend((3, 4))\na.extend([5])\n"), env)
 	if err != nil {
 		t.Fatal(err)

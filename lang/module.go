@@ -21,7 +21,8 @@ type Module struct {
 	Loads   []LoadStmt
 	// Facts is what Options.End made of it, or what the cache kept of that.
 	Facts string
-	// State is what Options.Begin made, or nil if the module was not evaluated.
+	// State is what Options.Begin made if the module was evaluated, or what
+	// Options.Revive made of the facts in the cache.
 	State any
 	// Broken modules could not be compiled or were cut off by a mistake; so are
 	// those that load one. Their State holds what came before.
@@ -144,6 +145,9 @@ func (m *Module) addLoad(s *syntax.LoadStmt, resolveLoad func(*Module, string) (
 	}
 	m.Loads = append(m.Loads, l)
 }
+
+// Cached reports whether the module was not evaluated, as the cache knew it.
+func (m *Module) Cached() bool { return m.cached }
 
 // fail records a mistake after which the module cannot be evaluated.
 func (m *Module) fail(d diag.Diagnostic) {
