@@ -43,6 +43,16 @@ type machine struct {
 	ended  chan struct{}
 }
 
+// gone reports whether the machine has crashed or ended.
+func (m *machine) gone() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is
 // the lease's lock, held for as long as this process lives.
 func gatewayMain() error {

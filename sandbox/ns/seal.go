@@ -103,10 +103,8 @@ func (g *gateway) reseal(p sandbox.Policy) error {
 	}
 	for i, t := range s.inside {
 		if err := t.Replace(inside[i]); err != nil {
-			select {
-			case <-g.machines[i].ended:
-				continue // crashed: its rules went with it
-			default:
+			if g.machines[i].gone() {
+				continue // its rules went with it
 			}
 			return fmt.Errorf("%s: %w", g.machines[i].config.Name, err)
 		}
@@ -197,8 +195,19 @@ func (g *gateway) flows() (flowsAnswer, error) {
 	if err != nil {
 		return flowsAnswer{}, fmt.Errorf("reading counters: %w", err)
 	}
+	lists := [][]sandbox.Use{counters.Used(), s.relay.Used()}
+	for i, t := range s.inside {
+		c, err := t.Counters()
+		if err != nil {
+			if g.machines[i].gone() {
+				continue // its counters went with it
+			}
+			return flowsAnswer{}, fmt.Errorf("reading counters of %s: %w", g.machines[i].config.Name, err)
+		}
+		lists = append(lists, c.Used())
+	}
 	used := map[int]sandbox.Use{}
-	for _, list := range [][]sandbox.Use{counters.Used(), s.relay.Used()} {
+	for _, list := range lists {
 		for _, u := range list {
 			sum := used[u.Condition]
 			used[u.Condition] = sandbox.Use{Condition: u.Condition, Count: sum.Count + u.Count, Bytes: sum.Bytes + u.Bytes}
