@@ -171,7 +171,7 @@ func buildAgent(ctx context.Context, root, path string) error {
 	return nil
 }
 
-// pruneAgents removes programs that were not used for a month.
+// pruneAgents removes programs that were not used for a week.
 func pruneAgents(dir, keep string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -180,7 +180,7 @@ func pruneAgents(dir, keep string) error {
 	for _, e := range entries {
 		info, err := e.Info()
 		path := filepath.Join(dir, e.Name())
-		if err != nil || path == keep || e.Name() == "lock" || time.Since(info.ModTime()) < 30*24*time.Hour {
+		if err != nil || path == keep || e.Name() == "lock" || time.Since(info.ModTime()) < 7*24*time.Hour {
 			continue
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

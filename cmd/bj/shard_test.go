@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bj/fleet"
+	"bj/run/event"
 )
 
 func variablesOf(pairs ...string) func(string) string {
@@ -98,5 +99,31 @@ func TestShardPick(t *testing.T) {
 				t.Errorf("%s is in %d shards of %d", r.Label, seen[r.Label], count)
 			}
 		}
+	}
+}
+
+// Recorded durations count where there are some; those of runs that did not
+// recover say nothing.
+func TestRecorded(t *testing.T) {
+	dir := t.TempDir()
+	start := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, x := range []struct {
+		verdict string
+		seconds int
+	}{{event.Recovered, 30}, {event.Recovered, 10}, {event.Recovered, 20}, {event.NotRecovered, 600}} {
+		r := event.Recorder{Dir: dir}
+		begin := start.Add(time.Duration(i) * time.Hour)
+		r.Event(event.Event{Event: event.Lease, Recipe: "//a:a", Time: begin})
+		r.Event(event.Event{Event: event.VerdictGiven, Recipe: "//a:a", Time: begin.Add(time.Duration(x.seconds) * time.Second), Verdict: &event.Verdict{Verdict: x.verdict}})
+		if err := r.Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	duration := recorded(dir)
+	if got := duration(&fleet.Recipe{Label: "//a:a"}); got != 20 {
+		t.Errorf("//a:a takes %v s, want the median of those that recovered, 20", got)
+	}
+	if got := duration(&fleet.Recipe{Label: "//a:b"}); got != 60 {
+		t.Errorf("//a:b takes %v s, want a guess of 60", got)
 	}
 }

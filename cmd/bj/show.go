@@ -177,10 +177,33 @@ func scripts(w io.Writer, all []fleet.Script) {
 		if !same {
 			fmt.Fprintf(w, "      %s:\n", s.Machine)
 		}
-		for line := range strings.Lines(strings.Trim(s.Text, "\n")) {
-			fmt.Fprintf(w, "      | %s\n", strings.ReplaceAll(strings.TrimRight(line, "\n"), "\t", "    "))
+		for _, line := range dedent(s.Text) {
+			fmt.Fprintf(w, "      | %s\n", line)
 		}
 	}
+}
+
+// dedent returns the lines of a script without what all of them are indented by,
+// and without empty ones before and after.
+func dedent(text string) []string {
+	lines := strings.Split(strings.ReplaceAll(text, "\t", "    "), "\n")
+	margin := -1
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " ")
+		if depth := len(line) - len(strings.TrimLeft(line, " ")); lines[i] != "" && (margin < 0 || depth < margin) {
+			margin = depth
+		}
+	}
+	for i, line := range lines {
+		lines[i] = line[min(max(margin, 0), len(line)):]
+	}
+	for len(lines) > 0 && lines[0] == "" {
+		lines = lines[1:]
+	}
+	for len(lines) > 0 && lines[len(lines)-1] == "" {
+		lines = lines[:len(lines)-1]
+	}
+	return lines
 }
 
 func none(w io.Writer, n int) {
