@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -305,6 +306,10 @@ func (s *site) gone(ctx context.Context, m *machine, title string, err error) *f
 	if by := m.crashed.Load(); by != nil {
 		return &failure{kind: kindStep, title: title, machine: m.Name(),
 			message: fmt.Sprintf("%q cannot run on %s: the fault %q crashed it", title, m.Name(), *by)}
+	}
+	if errors.Is(err, sandbox.ErrCommand) {
+		return &failure{kind: kindStep, title: title, machine: m.Name(),
+			message: fmt.Sprintf("step %q failed on %s: %v", title, m.Name(), err)}
 	}
 	select { // which of the two is known first is chance
 	case <-m.Lost():

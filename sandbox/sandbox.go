@@ -228,6 +228,11 @@ type Use struct {
 	Bytes     int64
 }
 
+// ErrCommand is in the error of a command that could not be started for a
+// reason that lies in the command, such as an account that the machine does
+// not have.
+var ErrCommand = errors.New("the command cannot be started")
+
 // Code says what kind of failure of the environment an Error is; it becomes
 // the code of the verdict.
 type Code string

@@ -272,11 +272,20 @@ func (c *Client) await(ctx context.Context, replies <-chan reply) (*reply, error
 			return nil, c.reason()
 		}
 	}
+	if r.Error != "" && r.Command {
+		return &r, &commandError{r.Error}
+	}
 	if r.Error != "" {
 		return &r, errors.New(r.Error)
 	}
 	return &r, nil
 }
+
+// commandError is a sandbox.ErrCommand with the guest's words.
+type commandError struct{ text string }
+
+func (e *commandError) Error() string { return e.text }
+func (e *commandError) Unwrap() error { return sandbox.ErrCommand }
 
 // reason is why the stream has ended, for those who still wanted something.
 func (c *Client) reason() error {

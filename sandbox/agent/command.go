@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
 )
 
 // A command is one that the guest has started and whose output is open.
@@ -33,7 +35,7 @@ func (g *guest) start(id uint32, m start) error {
 	c := &command{id: id, group: group{unit: m.Unit, name: id}, credit: newFlow(window), out: g.out}
 	pid, err := g.launch(c, m)
 	if err != nil {
-		return g.out.send(kindReply, id, reply{Error: err.Error()})
+		return g.out.send(kindReply, id, reply{Error: err.Error(), Command: errors.Is(err, sandbox.ErrCommand)})
 	}
 	return g.out.send(kindReply, id, reply{PID: pid})
 }
@@ -94,7 +96,7 @@ func (g *guest) launch(c *command, m start) (int, error) {
 func (g *guest) image(c *command, m start) (image, func(), error) {
 	u, err := lookup(m.User)
 	if err != nil {
-		return image{}, nil, err
+		return image{}, nil, fmt.Errorf("%w: %w", sandbox.ErrCommand, err)
 	}
 	im := image{
 		env:   environment(u, m.Env),

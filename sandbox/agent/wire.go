@@ -194,6 +194,7 @@ type put struct {
 // reply answers a request; an empty Error means that it was done.
 type reply struct {
 	Error    string    `json:",omitempty"`
+	Command  bool      `json:",omitempty"` // the error is a sandbox.ErrCommand
 	PID      int       `json:",omitempty"` // of a command that was started
 	Count    int       `json:",omitempty"` // of processes that were killed
 	Outcomes []Outcome `json:",omitempty"`
