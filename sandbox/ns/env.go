@@ -198,8 +198,12 @@ func (e *environment) handle(ctx context.Context, method string, params json.Raw
 // allows reports whether some condition opens to: the same question that the
 // packet filter and the relay have answered, asked a last time.
 func allows(p sandbox.Policy, network string, to netip.AddrPort) bool {
+	// Whatever a condition covers, these are the host itself.
+	if a := to.Addr(); a.IsLoopback() || a.IsUnspecified() || a.Is4In6() {
+		return false
+	}
 	for _, a := range p.Allows {
-		if a.Protocol == network && a.Prefix.Contains(to.Addr().Unmap()) && (network == "icmp" || a.First <= to.Port() && to.Port() <= a.Last) {
+		if a.Protocol == network && a.Prefix.Contains(to.Addr()) && (network == "icmp" || a.First <= to.Port() && to.Port() <= a.Last) {
 			return true
 		}
 	}
