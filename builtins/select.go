@@ -16,6 +16,8 @@ type NoMatchError struct {
 	// keeps out of wildcards.
 	Manual []string
 	Hint   string
+
+	pattern lang.Pattern
 }
 
 func (e *NoMatchError) Error() string {
@@ -85,10 +87,20 @@ func (r *Result) selectRecipes(texts []string, cwd string, manual bool) ([]*flee
 	// A file that cannot be evaluated belongs to whoever names its package.
 	if r.tree != nil {
 		for _, m := range r.tree.Modules {
+			in := false
 			for _, p := range patterns {
-				if p.Covers(m.Package) && (p.Kind != lang.One || noMatch != nil && noMatch.of(p)) {
-					inside[m.File] = !p.Negative
+				if p.Covers(m.Package) && (p.Kind != lang.One || noMatch != nil && noMatch.pattern == p) {
+					in = !p.Negative
 				}
+			}
+			if !in {
+				continue
+			}
+			for _, f := range r.tree.Closure(m.File) {
+				inside[f] = true
+			}
+			if m.Broken && noMatch != nil && len(noMatch.Manual) == 0 && noMatch.pattern.Covers(m.Package) {
+				noMatch = nil // its mistakes say why
 			}
 		}
 	}
@@ -108,7 +120,7 @@ func (r *Result) selectRecipes(texts []string, cwd string, manual bool) ([]*flee
 		}
 	}
 	diags := r.judge(inside)
-	if noMatch == nil && len(chosen) == 0 {
+	if noMatch == nil && len(chosen) == 0 && !diags.HasErrors() {
 		noMatch = &NoMatchError{}
 	}
 	if noMatch != nil {
@@ -116,8 +128,6 @@ func (r *Result) selectRecipes(texts []string, cwd string, manual bool) ([]*flee
 	}
 	return recipes, diags, nil
 }
-
-func (e *NoMatchError) of(p lang.Pattern) bool { return e.Pattern != "" && len(e.Manual) == 0 }
 
 func lastFolder(pkg string) string {
 	for i := len(pkg) - 1; i >= 0; i-- {
@@ -133,7 +143,7 @@ func matches(p lang.Pattern, l lang.Label) bool {
 }
 
 func (r *Result) noMatch(text string, p lang.Pattern, manual []string) *NoMatchError {
-	e := &NoMatchError{Pattern: text, Manual: manual}
+	e := &NoMatchError{Pattern: text, Manual: manual, pattern: p}
 	if len(manual) > 0 {
 		e.Hint = "name it in full to run it: " + manual[0]
 		return e

@@ -7,8 +7,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // SettingsFile marks the root of a workspace, and holds its settings.
@@ -82,7 +86,12 @@ func isPackageFile(name string) bool {
 
 // Files returns every package file, relative to the root, sorted.
 func (w *Workspace) Files() ([]string, error) {
-	var files []string
+	var (
+		g     errgroup.Group
+		mu    sync.Mutex
+		files []string
+	)
+	g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	var walk func(dir, pkg string) error
 	walk = func(dir, pkg string) error {
 		entries, err := os.ReadDir(dir)
@@ -92,23 +101,35 @@ func (w *Workspace) Files() ([]string, error) {
 		if pkg != "" && slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == SettingsFile && !e.IsDir() }) {
 			return nil // a workspace of its own
 		}
+		var found []string
 		for _, e := range entries {
 			name := e.Name()
 			switch {
 			case e.IsDir():
-				if !skipFolder(name) {
-					if err := walk(dir+string(filepath.Separator)+name, path.Join(pkg, name)); err != nil {
+				if skipFolder(name) {
+					continue
+				}
+				down := func() error { return walk(dir+string(filepath.Separator)+name, joinPackage(pkg, name)) }
+				if !g.TryGo(down) {
+					if err := down(); err != nil {
 						return err
 					}
 				}
 			case !isPackageFile(name):
 			case e.Type().IsRegular(), e.Type()&fs.ModeSymlink != 0 && isFile(filepath.Join(dir, name)):
-				files = append(files, path.Join(pkg, name))
+				found = append(found, joinPackage(pkg, name))
 			}
 		}
+		mu.Lock()
+		defer mu.Unlock()
+		files = append(files, found...)
 		return nil
 	}
-	if err := walk(w.Root, ""); err != nil {
+	err := walk(w.Root, "")
+	if err2 := g.Wait(); err == nil {
+		err = err2
+	}
+	if err != nil {
 		return nil, fmt.Errorf("listing packages: %w", err)
 	}
 	slices.Sort(files)

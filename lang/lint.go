@@ -1,0 +1,113 @@
+package lang
+
+import (
+	"fmt"
+	"strings"
+
+	"go.starlark.net/syntax"
+
+	"bj/lang/diag"
+)
+
+// A Rule is one thing that lint looks for. Rules for the vocabulary come from
+// the caller, as this package does not know it.
+type Rule struct {
+	Name string // stable, such as "unused-load"
+	Doc  string // one sentence
+	// Check reports what it finds in a file. It must not change the file.
+	Check func(f *syntax.File, report func(pos syntax.Position, message, hint string))
+}
+
+// Rules returns the rules that need no vocabulary.
+func Rules() []Rule {
+	return []Rule{
+		{"unused-load", "A load binds a name that the file does not use.", unusedLoad},
+		{"unused-local", "A function binds a name that it does not use; names that begin with _ are meant so.", unusedLocal},
+		{"file-doc", "A file begins with a docstring that says what it is about.", fileDoc},
+	}
+}
+
+// Lint returns what the rules find in a file, as warnings, sorted. A finding
+// is silenced by a comment # buildifier: disable=RULE on its line or on the
+// one before.
+func Lint(file string, src []byte, rules []Rule) diag.List {
+	f, err := parse(file, src)
+	if err != nil {
+		return diag.List{syntaxDiagnostic(file, src, err)}
+	}
+	source := NewSource(file, src)
+	var list diag.List
+	for _, r := range rules {
+		r.Check(f, func(pos syntax.Position, message, hint string) {
+			p := posOf(pos)
+			mark := "buildifier: disable=" + r.Name
+			if strings.Contains(source.Line(p.Line), mark) || strings.Contains(source.Line(p.Line-1), mark) {
+				return
+			}
+			list = append(list, diag.Diagnostic{Pos: p, Severity: diag.Warning, Rule: r.Name, Message: message, Hint: hint, Source: source.Line(p.Line)})
+		})
+	}
+	return list.Sort()
+}
+
+// uses counts the identifiers of a tree that are read, by name.
+func uses(n syntax.Node) map[string]int {
+	count := map[string]int{}
+	syntax.Walk(n, func(n syntax.Node) bool {
+		switch n := n.(type) {
+		case *syntax.Ident:
+			count[n.Name]++
+		case *syntax.DotExpr:
+			count[n.Name.Name]-- // is walked too
+		}
+		return true
+	})
+	return count
+}
+
+func unusedLoad(f *syntax.File, report func(syntax.Position, string, string)) {
+	count := uses(f)
+	for _, s := range f.Stmts {
+		load, ok := s.(*syntax.LoadStmt)
+		if !ok {
+			continue
+		}
+		for i, to := range load.To {
+			written := 1
+			if load.From[i].Name == to.Name {
+				written = 2 // walked as From and To
+			}
+			if count[to.Name] <= written {
+				report(to.NamePos, fmt.Sprintf("loaded name %s is not used", to.Name), "leave it out")
+			}
+		}
+	}
+}
+
+func unusedLocal(f *syntax.File, report func(syntax.Position, string, string)) {
+	syntax.Walk(f, func(n syntax.Node) bool {
+		def, ok := n.(*syntax.DefStmt)
+		if !ok {
+			return true
+		}
+		count := uses(def)
+		seen := map[string]bool{}
+		for _, s := range def.Body {
+			a, ok := s.(*syntax.AssignStmt)
+			if !ok || a.Op != syntax.EQ {
+				continue
+			}
+			if id, ok := a.LHS.(*syntax.Ident); ok && count[id.Name] == 1 && !seen[id.Name] && !strings.HasPrefix(id.Name, "_") {
+				seen[id.Name] = true
+				report(id.NamePos, fmt.Sprintf("local name %s is not used", id.Name), "leave it out, or begin it with _")
+			}
+		}
+		return true
+	})
+}
+
+func fileDoc(f *syntax.File, report func(syntax.Position, string, string)) {
+	if len(f.Stmts) > 0 && docstring(f) == "" {
+		report(syntax.Start(f.Stmts[0]), "the file has no docstring", `say in a """...""" at its top when an operator needs it`)
+	}
+}
