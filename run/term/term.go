@@ -311,7 +311,7 @@ func (t *Terminal) result(p *progress, e event.Event) string {
 	if v.Verdict == event.Recovered {
 		indent("proven on " + v.Root)
 		if len(v.Free) > 0 {
-			indent("for free: " + strings.Join(v.Free, "; "))
+			indent("for free: " + strings.Join(brief(v.Free), "; "))
 		}
 		if len(p.unmissed) > 0 {
 			indent("blocked and not missed: " + some(p.unmissed, 5))
@@ -321,6 +321,28 @@ func (t *Terminal) result(p *progress, e event.Event) string {
 		}
 	}
 	return b.String()
+}
+
+// brief says what came for free in one line: tools and files by name, all of a
+// kind together. The event has versions and digests.
+func brief(free []string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, item := range free {
+		kind, rest, _ := strings.Cut(item, " ")
+		if kind != "tool" && kind != "file" {
+			out = append(out, item)
+			continue
+		}
+		name, _, _ := strings.Cut(rest, ": ")
+		if i, ok := at[kind]; ok {
+			out[i] = strings.Replace(out[i], kind+" ", kind+"s ", 1) + ", " + name
+			continue
+		}
+		at[kind] = len(out)
+		out = append(out, kind+" "+name)
+	}
+	return out
 }
 
 // some lists at most n of list.
