@@ -125,14 +125,20 @@ func encodeCache(entries map[string]*cacheEntry, key string) []byte {
 		}
 		str(e.facts)
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return withChecksum(b)
 }
+
+func withChecksum(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(b, checksum(b))
+}
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // decodeCache reads what encodeCache wrote under the same key.
 func decodeCache(data []byte, key string) (map[string]*cacheEntry, error) {
 	n := len(data) - 4
 	if n < len(cacheMagic) || string(data[:len(cacheMagic)]) != cacheMagic ||
-		crc32.Checksum(data[:n], crc32.MakeTable(crc32.Castagnoli)) != binary.LittleEndian.Uint32(data[n:]) {
+		checksum(data[:n]) != binary.LittleEndian.Uint32(data[n:]) {
 		return nil, fmt.Errorf("reading cache: damaged")
 	}
 	in, bad := string(data[len(cacheMagic):n]), false
