@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"bj/fleet"
 	"bj/sandbox"
 	"bj/sandbox/agent"
 )
@@ -146,9 +145,12 @@ func opens(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec,
 		}
 	}
 	inside := to.Addr().IsLoopback() || slices.ContainsFunc(peers, func(q sandbox.MachineSpec) bool { return to.Addr() == q.V4 || to.Addr() == q.V6 })
-	return inside && slices.ContainsFunc(p.Internal, func(r fleet.Ports) bool {
-		return r.Protocol == network && r.First <= to.Port() && to.Port() <= r.Last
-	})
+	for _, r := range p.Internal {
+		if inside && r.Protocol == network && r.First <= to.Port() && to.Port() <= r.Last {
+			return true
+		}
+	}
+	return false
 }
 
 // canaryKey is by what a probe is known among dropped packets.
