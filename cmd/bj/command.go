@@ -30,6 +30,8 @@ func commands() []*command {
 		testCommand(),
 		listCommand(),
 		showCommand(),
+		fmtCommand(),
+		lintCommand(),
 		initCommand(),
 		doctorCommand(),
 		docsCommand(),

@@ -66,7 +66,8 @@ func workspaceName(dir string) string {
 	return name
 }
 
-const initWorkspace = `# The workspace: everything below this folder. Labels begin here, with //.
+const initWorkspace = `"""The workspace: everything below this folder. Labels begin here, with //."""
+
 workspace(
     name = %q,
     bj = ">=%s",
