@@ -36,9 +36,10 @@ const stepSize = 100 << 10
 var ErrNoHold = errors.New("the kernel can hold packets neither with nftables (CONFIG_NFT_QUEUE) nor with the NFQUEUE target (CONFIG_NFT_COMPAT, CONFIG_NETFILTER_XT_TARGET_NFQUEUE)")
 
 // Table is rules in force in one network namespace. Its methods may be called
-// from several goroutines. Tables that belong to their socket die with Close,
-// all others live on: those of a hub, which nobody inside can reach, so that
-// they hold even while nobody looks after them.
+// from several goroutines. The rules outlive it, until the namespace ends, so
+// that they hold even while nobody looks after them: those of a hub, which
+// nobody inside can reach, and those of a machine where the kernel can keep a
+// table without its owner (6.9 and later); elsewhere they end with Close.
 type Table struct {
 	mu    sync.Mutex
 	conn  *netlink.Conn  // changes rules, and owns the owned tables
@@ -311,7 +312,7 @@ func (t *Table) Rules() *Ruleset {
 	return t.rules
 }
 
-// Close closes the sockets. Rules that belong to them end.
+// Close closes the sockets. See Table for what becomes of the rules.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -21,3 +21,6 @@ func (t *Table) ReplaceInSteps(r *Ruleset) error {
 	t.rules = r
 	return t.putInSteps(msgs)
 }
+
+// Persists reports whether the kernel keeps t's tables without their owner.
+func (t *Table) Persists() bool { return t.enc.flags&tableFlagPersist != 0 }

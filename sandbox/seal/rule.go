@@ -214,12 +214,7 @@ func (k stack) daddrKey() key {
 func (k stack) only() part { return part{"", meta(expr.MetaKeyNFPROTO, []byte{k.protocol})} }
 
 // in matches keys against a set.
-func in(s string, keys ...key) part { return lookup(s, false, keys) }
-
-// notIn is its opposite.
-func notIn(s string, keys ...key) part { return lookup(s, true, keys) }
-
-func lookup(s string, invert bool, keys []key) part {
+func in(s string, keys ...key) part {
 	var p part
 	first := uint32(8) // NFT_REG32_00
 	register := first
@@ -236,12 +231,8 @@ func lookup(s string, invert bool, keys []key) part {
 		first = 1
 		p.exprs[len(p.exprs)-1] = keys[0].load(first)
 	}
-	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: first, SetName: s, Invert: invert})
-	not := ""
-	if invert {
-		not = "!= "
-	}
-	p.text = fmt.Sprintf("%s %s@%s", strings.Join(words, " . "), not, s)
+	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: first, SetName: s})
+	p.text = fmt.Sprintf("%s @%s", strings.Join(words, " . "), s)
 	return p
 }
 
@@ -394,10 +385,6 @@ func drop() part { return part{"drop", []expr.Any{&expr.Verdict{Kind: expr.Verdi
 
 func toChain(name string) part {
 	return part{"goto " + name, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}}}
-}
-
-func jump(name string) part {
-	return part{"jump " + name, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: name}}}
 }
 
 // snapLength is how much of a dropped packet is looked at: the headers.

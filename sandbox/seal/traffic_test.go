@@ -745,6 +745,23 @@ func TestRootInside(t *testing.T) {
 	held("in the end")
 }
 
+// The rules of a machine stay when their owner is gone, where the kernel can.
+func TestOwnerGone(t *testing.T) {
+	n := sealtest.New(t, 1)
+	ns := n.Machines[0]
+	echo(ns, "127.0.0.1", 3000)
+	table := apply(t, ns, compileMachine(t, sandbox.Policy{}, n.Config.Machines[0]))
+	if !table.Persists() {
+		t.Skip("the kernel removes a table with its owner")
+	}
+	if err := table.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := reach(ns, "tcp", "127.0.0.1:3000", 10, brief); !timedOut(err) {
+		t.Errorf("a closed port: %v", err)
+	}
+}
+
 // Ten thousand allows, twice: for root in one batch, for an ordinary user in
 // steps.
 func TestManyAllows(t *testing.T) {
