@@ -123,7 +123,7 @@ func (e *Endpoint) parseHTTP(s, rest string) error {
 			return wrong(`a range of addresses has no name and no certificate: use "tcp://`+rest+`:443"`, "endpoint %s names a range of addresses", quote(s))
 		}
 	}
-	if e.Path != "" && (path.Clean(e.Path) != e.Path) {
+	if e.Path == "/" || e.Path != "" && path.Clean(e.Path) != e.Path {
 		return wrong("write the path without empty, . and .. segments", "malformed path in endpoint %s", quote(s))
 	}
 	host, port, err := splitPort(s, authority)

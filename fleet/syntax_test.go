@@ -55,7 +55,7 @@ func TestParseEndpoint(t *testing.T) {
 }
 
 func FuzzEndpoint(f *testing.F) {
-	for _, s := range []string{"tcp://10.0.0.1:443", "udp://[2001:db8::/32]:8000-8010", "icmp://a.b", "https://a:8443/b/c", "dns://*.a", "unix:///run/x", "lib:///usr/lib/a*", "http://[::1]/x", "tcp://10.0.0.0/8:1"} {
+	for _, s := range []string{"tcp://10.0.0.1:443", "udp://[2001:db8::/32]:8000-8010", "icmp://a.b", "https://a:8443/b/c", "dns://*.a", "unix:///run/x", "lib:///usr/lib/a*", "http://[::1]/x", "tcp://10.0.0.0/8:1", "http://A00//"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
