@@ -61,9 +61,12 @@ func (e *environment) start(ctx context.Context) error {
 		Hidden: e.provider.etc,
 		Idmap:  e.provider.root,
 	}}
-	req.IDs = idRange{First: 0, Count: 1}
-	if e.provider.root {
-		req.IDs = idRange{First: idBase(), Count: 65536}
+	req.IDs = []idRange{{Count: 1}}
+	switch {
+	case e.provider.root:
+		req.IDs = []idRange{{First: idBase(), Count: 65536}}
+	case e.provider.ids != nil:
+		req.IDs = append(req.IDs, idRange{Inside: 1, First: 1, Count: e.provider.ids.count() - 1})
 	}
 	var channels []*os.File
 	defer func() { closeAll(channels) }()
@@ -71,7 +74,7 @@ func (e *environment) start(ctx context.Context) error {
 	contents := make([][]sandbox.File, len(e.spec.Machines))
 	for i, m := range e.spec.Machines {
 		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Disk: m.Disk}
-		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.name, m, req.IDs.First); err != nil {
+		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.name, m, req.IDs[0].First); err != nil {
 			return err
 		}
 		config.Events = e.provider.cg.oomEvents(e.lease.name, m.Name)
@@ -120,7 +123,7 @@ func (e *environment) start(ctx context.Context) error {
 		return err
 	}
 	e.peer = newPeer(conn, e.handle)
-	if err := e.startGateway(theirs); err != nil {
+	if err := e.startGateway(theirs, conn); err != nil {
 		conn.Close()
 		return err
 	}

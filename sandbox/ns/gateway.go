@@ -55,12 +55,17 @@ func (m *machine) gone() bool {
 
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is
 // the lease's lock, held for as long as this process lives.
-func gatewayMain() error {
+func gatewayMain(args []string) error {
 	// A signal that a terminal sends to all is bj's to act on. Notify, rather
 	// than Ignore, since what is ignored stays so in every child.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(4)
+	if len(args) > 2 && args[2] == gatewayWaits {
+		if err := awaitIDs(3); err != nil {
+			return err
+		}
+	}
 	conn, err := unixConn(os.NewFile(3, "bj"))
 	if err != nil {
 		return err
@@ -188,13 +193,17 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, events)
 	}
 	m.cmd.Stderr = os.Stderr
-	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(r.IDs.First), Size: int(r.IDs.Count)}}
+	var mapping []syscall.SysProcIDMap
+	for _, part := range r.IDs {
+		mapping = append(mapping, syscall.SysProcIDMap{ContainerID: int(part.Inside), HostID: int(part.First), Size: int(part.Count)})
+	}
+	many := len(mapping) > 1 || mapping[0].Size > 1
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWNET,
 		UidMappings:                mapping,
 		GidMappings:                mapping,
-		GidMappingsEnableSetgroups: r.Root.Idmap,
-		Credential:                 &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: !r.Root.Idmap},
+		GidMappingsEnableSetgroups: many,
+		Credential:                 &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: !many},
 	}
 	err = m.cmd.Start()
 	theirs.Close()

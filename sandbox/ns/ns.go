@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -55,7 +56,7 @@ func Main(args []string) (handled bool, err error) {
 	}
 	switch args[1] {
 	case gatewayCommand:
-		return true, gatewayMain()
+		return true, gatewayMain(args)
 	case machineCommand:
 		return true, machineMain()
 	}
@@ -83,6 +84,7 @@ type Provider struct {
 	etc   []string // what is hidden of /etc
 	etcOK error
 	cg    hierarchies
+	ids   *subordinate // nil for root, and where there are none
 }
 
 // New returns the provider. It does nothing to the host.
@@ -146,13 +148,16 @@ func (p *Provider) prepare() {
 		p.cg = findHierarchies()
 		if !p.root {
 			p.cg = hierarchies{}
+			p.ids = findSubordinate()
 		}
 		p.etc, p.etcOK = hiddenEtc()
 		if p.opts.Notice == nil {
 			return
 		}
-		if !p.root {
+		if !p.root && p.ids == nil {
 			p.opts.Notice("running as an ordinary user: machines have no CPU and memory limits, and uid 0 alone")
+		} else if !p.root {
+			p.opts.Notice("running as an ordinary user: machines have no CPU and memory limits")
 		} else if !p.cg.limited() {
 			p.opts.Notice("this host has no usable cgroup controllers: machines have no CPU and memory limits")
 		}
@@ -197,8 +202,9 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
 		}
 	}
-	if len(spec.Users) > 0 && !p.root {
-		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("a step runs as %s, and an ordinary user's machines have uid 0 alone", spec.Users[0]), Hint: "run bj as root"}
+	if len(spec.Users) > 0 && !p.root && p.ids == nil {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("a step runs as %s, and an ordinary user's machines have uid 0 alone", spec.Users[0]),
+			Hint: "run bj as root, or give this user subordinate ids: apt-get install uidmap, and usermod --add-subuids and --add-subgids"}
 	}
 	if sum > total {
 		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("the machines ask for %d MiB of memory, this host has %d", sum>>20, total>>20), Hint: "ask for less memory, or run it on a larger host"}
@@ -206,8 +212,9 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 	return nil
 }
 
-// startGateway starts the gateway with its end of the control channel.
-func (e *environment) startGateway(control *os.File) error {
+// startGateway starts the gateway with control, its end of the channel whose
+// other end is conn.
+func (e *environment) startGateway(control *os.File, conn *net.UnixConn) error {
 	cmd := exec.Command(e.provider.opts.Agent)
 	cmd.Args = []string{"bj", gatewayCommand}
 	cmd.Env = []string{}
@@ -217,7 +224,14 @@ func (e *environment) startGateway(control *os.File) error {
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	if !e.provider.root {
+	ids := e.provider.ids
+	switch {
+	case e.provider.root:
+	case ids != nil:
+		attr.Cloneflags |= syscall.CLONE_NEWUSER
+		attr.AmbientCaps = allCapabilities()
+		cmd.Args = append(cmd.Args, gatewayWaits)
+	default:
 		attr.Cloneflags |= syscall.CLONE_NEWUSER
 		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
@@ -238,6 +252,14 @@ func (e *environment) startGateway(control *os.File) error {
 	}()
 	if err := <-started; err != nil {
 		return fmt.Errorf("starting the gateway: %w", err)
+	}
+	if ids != nil && !e.provider.root {
+		if err := ids.give(cmd.Process.Pid); err != nil {
+			return err
+		}
+		if _, err := conn.Write([]byte{0}); err != nil {
+			return fmt.Errorf("waking the gateway: %w", err)
+		}
 	}
 	return nil
 }

@@ -18,13 +18,15 @@ type setupRequest struct {
 	Name     string
 	Machines []machineConfig
 	Root     rootConfig
-	IDs      idRange
+	IDs      []idRange // never empty; each within one range of the gateway's own
 }
 
-// idRange maps ids of the machine, from 0, to ids of the gateway's namespace.
+// idRange maps Count ids of the machine, from Inside, to those of the gateway's
+// namespace from First.
 type idRange struct {
-	First uint32
-	Count uint32
+	Inside uint32
+	First  uint32
+	Count  uint32
 }
 
 // machineConfig is one machine as its first process needs it.
