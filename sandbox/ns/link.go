@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -183,18 +184,39 @@ func (h *hub) up() error {
 		}
 	}
 	for _, m := range h.links {
-		if err := h.upMachine(m); err != nil {
+		if err := h.raise(m); err != nil {
 			return err
+		}
+	}
+	// A witness that loses what it is sent sees nothing.
+	if _, err := ready(h.nl, witnessIn); err != nil {
+		return err
+	}
+	for _, m := range h.links {
+		if err := h.settle(m); err != nil {
+			return err
+		}
+	}
+	for _, m := range h.links {
+		for _, a := range []netip.Addr{m.v4, m.v6} {
+			if err := local(m.ns, a); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (h *hub) upMachine(m *machineLink) error {
+// raise brings a machine's links up.
+func (h *hub) raise(m *machineLink) error {
 	name := hubInterface(m.index)
 	link, err := h.nl.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", name, err)
+	}
+	eth, err := m.ns.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding eth0: %w", err)
 	}
 	if err := h.nl.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("silencing %s: %w", name, err)
@@ -202,10 +224,6 @@ func (h *hub) upMachine(m *machineLink) error {
 	lo, err := m.ns.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("finding lo: %w", err)
-	}
-	eth, err := m.ns.LinkByName("eth0")
-	if err != nil {
-		return fmt.Errorf("finding eth0: %w", err)
 	}
 	for _, step := range []struct {
 		what string
@@ -215,6 +233,57 @@ func (h *hub) upMachine(m *machineLink) error {
 		if err := step.nl.LinkSetUp(step.link); err != nil {
 			return fmt.Errorf("bringing up %s: %w", step.what, err)
 		}
+	}
+	return nil
+}
+
+// linkDeadline bounds the wait for a link to be ready.
+const linkDeadline = 20 * time.Second
+
+// await polls for what the kernel does in the background, under a lock that all
+// of the host shares.
+func await(what string, done func() (bool, error)) error {
+	for deadline := time.Now().Add(linkDeadline); ; time.Sleep(time.Millisecond) {
+		switch ok, err := done(); {
+		case err != nil:
+			return fmt.Errorf("waiting for %s: %w", what, err)
+		case ok:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("waiting for %s: it was not ready after %s", what, linkDeadline)
+		}
+	}
+}
+
+// ready waits until a link that is up is active: until then it loses what is
+// sent, and says nothing.
+func ready(nl *netlink.Handle, name string) (link netlink.Link, err error) {
+	err = await(name, func() (bool, error) {
+		link, err = nl.LinkByName(name)
+		return err == nil && link.Attrs().OperState == netlink.OperUp, err
+	})
+	return link, err
+}
+
+// local waits until an address is known as the namespace's own: a new IPv6
+// address is not at once, even without duplicate address detection.
+func local(nl *netlink.Handle, a netip.Addr) error {
+	return await(a.String(), func() (bool, error) {
+		routes, err := nl.RouteGet(a.AsSlice())
+		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL, err
+	})
+}
+
+// settle gives a machine its addresses, neighbours and routes. Both ends of its
+// link are ready then.
+func (h *hub) settle(m *machineLink) error {
+	link, err := ready(h.nl, hubInterface(m.index))
+	if err != nil {
+		return err
+	}
+	eth, err := ready(m.ns, "eth0")
+	if err != nil {
+		return err
 	}
 	for _, way := range []struct{ self, next netip.Addr }{{m.v4, hub4}, {m.v6, hub6}} {
 		if err := m.ns.AddrAdd(eth, address(way.self)); err != nil {
