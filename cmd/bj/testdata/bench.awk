@@ -31,7 +31,7 @@ BEGIN {
 	if (found) {
 		if (ratio + 0 == 0) next
 		if (goal_of(name) ~ /^>/ && mbs != "") row(name, mbs " MB/s", sprintf("%.0f MB/s %s", mbs / ratio, base), ratio, goal_of(name))
-		else row(name, time(ns), time(ns / ratio) " " base, ratio, goal_of(name))
+		else row(name, time(ns), time(ns / ratio) " " base, sprintf("%.2f", ratio), goal_of(name))
 		next
 	}
 	n = split(name, part, "/")
