@@ -35,7 +35,7 @@ func guestMain(args []string) int {
 	}
 	commands := map[string]func([]string) error{
 		"listen": guestListen, "connect": guestConnect, "ask": guestAsk, "hold": guestHold,
-		"capture": guestCapture, "fds": guestFDs, "dials": guestDials, "attack": guestAttack,
+		"capture": guestCapture, "fds": guestFDs, "dials": guestDials, "attack": guestAttack, "calls": guestCalls,
 		"serve": guestServe, "ping": guestPing, "raw": guestRaw, "fill": guestFill, "burn": guestBurn, "forks": guestForks,
 	}
 	f := commands[args[0]]
@@ -125,7 +125,10 @@ func guestRaw([]string) error {
 
 // serveEcho listens in the background, prints what it hears, and answers
 // "echo " and the same.
-func serveEcho(network, addr string) error {
+func serveEcho(network, addr string) error { return serve(network, addr, true) }
+
+// serve is serveEcho, with or without answers.
+func serve(network, addr string, echo bool) error {
 	if strings.HasPrefix(network, "udp") {
 		l, err := net.ListenPacket(network, addr)
 		if err != nil {
@@ -139,7 +142,9 @@ func serveEcho(network, addr string) error {
 					return
 				}
 				fmt.Printf("heard udp %s on %s: %q\n", from, addr, buf[:n])
-				l.WriteTo(append([]byte("echo "), buf[:n]...), from)
+				if echo {
+					l.WriteTo(append([]byte("echo "), buf[:n]...), from)
+				}
 			}
 		}()
 		return nil
@@ -355,6 +360,12 @@ func guestForks(args []string) error {
 		}
 	}
 	fmt.Println("forked", limit, "no limit")
+	return nil
+}
+
+// guestCalls makes system calls that no command may make.
+func guestCalls([]string) error {
+	(&attacker{}).bypass()
 	return nil
 }
 

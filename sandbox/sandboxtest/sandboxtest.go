@@ -95,7 +95,8 @@ func runSuite(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts 
 		{"commands", commandTests()},
 		{"life", lifeTests()},
 		{"seal", sealTests()},
-		{"escape", escapeTests()},
+		{"escape", escapeTests("")},
+		{"escape of nobody", escapeTests("nobody")},
 	} {
 		t.Run(group.name, func(t *testing.T) {
 			for _, c := range group.tests {
