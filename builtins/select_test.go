@@ -139,6 +139,18 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// TestManySmall loads more files than their memory limit would hold together.
+func TestManySmall(t *testing.T) {
+	files := map[string]string{"lib/others.star": others}
+	for i := range 2000 {
+		files[fmt.Sprintf("r%d/zk.star", i)] = zookeeperNamed(i)
+	}
+	r := load(t, workspaceOf(t, files), Options{Limits: lang.Limits{Memory: 1 << 20}})
+	if len(r.Diagnostics) > 0 || len(r.Fleet.Recipes) != 2000 {
+		t.Error(len(r.Fleet.Recipes), r.Diagnostics)
+	}
+}
+
 // FuzzLoad evaluates any source: it must end, and every mistake must have a
 // place in a file.
 func FuzzLoad(f *testing.F) {

@@ -1,7 +1,6 @@
 package builtins
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -158,8 +157,6 @@ func canonicalVersion(v string) string {
 	}
 	return v
 }
-
-var errVersion = errors.New("version")
 
 // wantsVersion finds the constraint in the text of bj.star, which a later bj
 // may be able to read and this one not.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"go.starlark.net/starlark"
 
@@ -141,7 +142,8 @@ func decodeCache(data []byte, key string) (map[string]*cacheEntry, error) {
 		checksum(data[:n]) != binary.LittleEndian.Uint32(data[n:]) {
 		return nil, fmt.Errorf("reading cache: damaged")
 	}
-	in, bad := string(data[len(cacheMagic):n]), false
+	// Nobody writes to data any more, so what is read can lie in it.
+	in, bad := unsafe.String(unsafe.SliceData(data), n)[len(cacheMagic):], false
 	num := func() int64 {
 		var v uint64
 		for shift := 0; shift < 64 && in != ""; shift += 7 {
@@ -302,9 +304,7 @@ func (l *loader) refresh() []*Module {
 	for m := range stale {
 		up = append(up, m)
 	}
-	for _, m := range up {
-		todo = append(todo, m)
-	}
+	todo = append(todo, up...)
 	for len(todo) > 0 {
 		m := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]

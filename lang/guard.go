@@ -96,7 +96,8 @@ func protected(f func() error) (err error) {
 
 const (
 	tick  = 4 * time.Millisecond
-	grace = time.Second // between a cancellation and giving up
+	grace = 4 * time.Second // between a cancellation and giving up
+	stuck = time.Second     // without a step, while tracing
 )
 
 // An evaluation is one attempt to run one module.
@@ -203,12 +204,15 @@ func (g *guard) run(newThread func() *starlark.Thread, exec func(*starlark.Threa
 	if err == nil {
 		return nil
 	}
+	if err == errAbandoned {
+		err = g.trace(newThread(), exec)
+	}
 	switch {
 	case e.overMem:
 		return &limitError{g.memoryReason(), err}
 	case e.overTime:
 		return &limitError{g.timeReason(), err}
-	case e.thread.ExecutionSteps() >= g.limits.Steps && err != errAbandoned:
+	case e.thread.ExecutionSteps() >= g.limits.Steps:
 		return &limitError{fmt.Sprintf("took more than %d steps", g.limits.Steps), err}
 	}
 	return err
@@ -232,6 +236,46 @@ func runtimeBytes() int64 {
 	sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(sample)
 	return int64(sample[0].Value.Uint64() - sample[1].Value.Uint64())
+}
+
+// trace finds out where an evaluation that was abandoned got stuck: it runs it
+// again, noting the place before every step, until there are no more steps.
+func (g *guard) trace(thread *starlark.Thread, exec func(*starlark.Thread) error) error {
+	g.alone.RLock()
+	defer g.alone.RUnlock()
+	var last atomic.Pointer[starlark.EvalError]
+	thread.SetMaxExecutionSteps(1)
+	thread.OnMaxSteps = func(t *starlark.Thread) {
+		if t.ExecutionSteps() >= g.limits.Steps {
+			t.Cancel("took too many steps")
+		}
+		last.Store(&starlark.EvalError{Msg: errAbandoned.Error(), CallStack: t.CallStack()})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = protected(func() error { return exec(thread) }) // it is where that matters
+	}()
+	defer thread.Cancel("no longer of interest")
+	start, seen, since := time.Now(), last.Load(), time.Now()
+	t := time.NewTicker(10 * tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-done:
+		case now := <-t.C:
+			if l := last.Load(); l != seen {
+				seen, since = l, now
+			}
+			if now.Sub(since) < stuck && now.Sub(start) < g.limits.Time {
+				continue
+			}
+		}
+		if l := last.Load(); l != nil {
+			return l
+		}
+		return errAbandoned
+	}
 }
 
 var errAbandoned = fmt.Errorf("one operation does not end")

@@ -135,7 +135,17 @@ func Load(ctx context.Context, ws *Workspace, opts Options) (*Tree, error) {
 	if opts.Jobs <= 0 {
 		opts.Jobs = runtime.GOMAXPROCS(0)
 	}
+	// The cache is read while the folders are listed.
+	caches := make(chan *cache, 1)
+	go func() {
+		if opts.CacheDir == "" {
+			caches <- nil
+			return
+		}
+		caches <- openCache(opts.CacheDir, opts.CacheKey, ws)
+	}()
 	files, err := ws.Files()
+	known := <-caches
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +160,7 @@ func Load(ctx context.Context, ws *Workspace, opts Options) (*Tree, error) {
 		env:      bounded(opts.Predeclared),
 		settings: bounded(opts.Settings),
 		guard:    newGuard(opts.Limits),
+		cache:    known,
 	}
 	defer l.guard.close()
 	if err := l.loadAll(ctx); err != nil {
@@ -169,9 +180,6 @@ func LoadSettings(ctx context.Context, ws *Workspace, opts Options) (*Tree, erro
 	if err := l.readAndCompile(m, l.settings); err != nil {
 		return nil, err
 	}
-	for _, ld := range m.Loads {
-		m.fail(diag.Diagnostic{Pos: ld.Pos, Rule: "load", Message: "bj.star loads nothing", Hint: "settings stand alone; move what is shared to package files"})
-	}
 	if !m.Broken {
 		l.evaluate(m, l.settings)
 	}
@@ -190,8 +198,7 @@ type loader struct {
 func (l *loader) loadAll(ctx context.Context) error {
 	t := l.tree
 	stale := t.Modules
-	if l.opts.CacheDir != "" {
-		l.cache = openCache(l.opts.CacheDir, l.opts.CacheKey, t.Workspace)
+	if l.cache != nil {
 		if err := l.forEach(ctx, t.Modules, l.revive); err != nil {
 			return err
 		}
@@ -284,6 +291,9 @@ func (e *hintedError) Error() string { return e.message }
 
 // resolveLoad returns the file that a load statement of m names.
 func (l *loader) resolveLoad(m *Module, label string) (string, error) {
+	if m.File == SettingsFile {
+		return "", &hintedError{"bj.star loads nothing", "settings stand alone; move what is shared to package files"}
+	}
 	pkg, inLibrary := m.Package, strings.HasPrefix(m.File, stdlibPrefix)
 	lab, err := ParseLabel(label, strings.TrimPrefix(pkg, "@bj//"))
 	if err != nil {

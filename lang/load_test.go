@@ -148,11 +148,11 @@ func TestDeepValues(t *testing.T) {
 // TestAbandoned gives the interpreter one operation that does not end.
 func TestAbandoned(t *testing.T) {
 	ws := workspaceOf(t, map[string]string{
-		"p/x.star": "def f():\n    x = [0] * 50\n    y = [0] * 50\n    for i in range(4):\n        x = [x] * 50\n        y = [y] * 50\n    return x == y\nz = f()\n",
+		"p/x.star": "def f():\n    x = [0] * 90\n    y = [0] * 90\n    for i in range(4):\n        x = [x] * 90\n        y = [y] * 90\n    return x == y\nz = f()\n",
 		"p/y.star": "good = 1",
 	})
-	tree, diags := loadTree(t, ws, Options{Limits: Limits{Time: 50 * time.Millisecond}})
-	if len(diags) != 1 || diags[0].Rule != "limit" || diags[0].Pos.Line < 1 {
+	tree, diags := loadTree(t, ws, Options{Limits: Limits{Time: 500 * time.Millisecond}})
+	if len(diags) != 1 || diags[0].Rule != "limit" || diags[0].Pos.Line != 7 {
 		t.Error(diags)
 	}
 	if tree.Module("p/y.star").Broken {
