@@ -111,7 +111,8 @@ func missingIPv6(name string, err error) bool {
 func (h *hub) addVeth(name, peer string, index int, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
-	v := &netlink.Veth{LinkAttrs: attrs, PeerName: peer}
+	attrs.MTU = seal.LinkMTU
+	v := &netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerMTU: seal.LinkMTU}
 	if ns != nil {
 		v.PeerNamespace = netlink.NsFd(int(ns.Fd()))
 		v.HardwareAddr = hardwareAddr(1, index)
