@@ -1,14 +1,27 @@
 package ns
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
 	"bj/sandbox/sandboxtest"
 )
 
 func TestConformance(t *testing.T) {
+	for _, tool := range []string{"nft", "ip", "tc", "nsenter", "unshare"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("the tests need %s: apt-get install nftables iproute2 util-linux", tool)
+		}
+	}
 	sandboxtest.Run(t, func(t testing.TB) sandbox.Provider {
 		state := os.Getenv(sandboxtest.StateEnv)
 		if state == "" {
@@ -22,5 +35,123 @@ func TestConformance(t *testing.T) {
 				t.Error(err)
 			}
 		},
+		Outside: watchWitness,
+		Holes: map[string]func(testing.TB, sandbox.Environment){
+			"the hub without rules": func(t testing.TB, env sandbox.Environment) {
+				inside(t, gatewayPID(env), "nft", "flush", "ruleset")
+			},
+			"the hub without judgement": func(t testing.TB, env sandbox.Environment) {
+				for _, chain := range []string{"arrive", "decide", "pass"} {
+					inside(t, gatewayPID(env), "nft", "insert", "rule", "inet", "bj_hub", chain, "accept")
+				}
+			},
+			"UDP to a neighbour": func(t testing.TB, env sandbox.Environment) {
+				for _, chain := range []string{"decide", "pass"} {
+					inside(t, gatewayPID(env), "nft", "insert", "rule", "inet", "bj_hub", chain, "ip", "daddr", "198.18.0.11", "meta", "l4proto", "udp", "accept")
+				}
+			},
+			"a way past the hub": func(t testing.TB, env sandbox.Environment) {
+				m := machinePID(t, env)
+				inside(t, m, "ip", "link", "add", "x0", "type", "veth", "peer", "name", "x1")
+				for _, link := range []string{"x0", "x1"} {
+					inside(t, m, "ip", "link", "set", link, "up")
+				}
+				inside(t, m, "ip", "route", "add", "192.0.2.0/24", "dev", "x0")
+			},
+		},
 	})
+}
+
+func gatewayPID(env sandbox.Environment) int { return env.(*environment).cmd.Process.Pid }
+
+// machinePID returns the first process of an environment's first machine.
+func machinePID(t testing.TB, env sandbox.Environment) int {
+	t.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", gatewayPID(env)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, task := range tasks {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", gatewayPID(env), task.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	for _, pid := range pids {
+		if b, err := exec.Command("nsenter", append(namespaces(pid), "uname", "-n")...).Output(); err == nil && strings.TrimSpace(string(b)) == "m-0" {
+			return pid
+		}
+	}
+	t.Fatalf("none of the processes %v is of m-0", pids)
+	return 0
+}
+
+func namespaces(pid int) []string {
+	args := []string{"-t", strconv.Itoa(pid), "-n", "-u"}
+	if os.Geteuid() != 0 {
+		args = append(args, "-U", "--preserve-credentials")
+	}
+	return append(args, "--")
+}
+
+// inside runs a program in the network namespace of a process, as its owner.
+func inside(t testing.TB, pid int, args ...string) {
+	t.Helper()
+	out, err := exec.Command("nsenter", append(namespaces(pid), args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+}
+
+// watchWitness returns a packet socket on the far end of the hub's witness link.
+func watchWitness(t testing.TB, env sandbox.Environment) *os.File {
+	if os.Geteuid() != 0 {
+		return nil // the canaries' counter of the same link has to do
+	}
+	type made struct {
+		fd  int
+		err error
+	}
+	done := make(chan made)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends
+		fd, err := func() (int, error) {
+			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", gatewayPID(env)))
+			if err != nil {
+				return 0, err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return 0, err
+			}
+			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0x0300)
+			if err != nil {
+				return 0, err
+			}
+			index, err := func() (int, error) {
+				ifr, err := unix.NewIfreq(witnessOut)
+				if err != nil {
+					return 0, err
+				}
+				err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr)
+				return int(ifr.Uint32()), err
+			}()
+			if err == nil {
+				err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: index})
+			}
+			return fd, errors.Join(err)
+		}()
+		done <- made{fd, err}
+	}()
+	m := <-done
+	if m.err != nil {
+		t.Fatalf("watching the witness link: %v", m.err)
+	}
+	return os.NewFile(uintptr(m.fd), "witness")
 }

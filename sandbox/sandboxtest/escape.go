@@ -107,29 +107,12 @@ func (b *battle) barrier(t *testing.T) {
 func (b *battle) verdict(t *testing.T, attacker *running) {
 	t.Helper()
 	b.barrier(t)
-	own4, own6 := machineAddrs(0)
-	peer4, peer6 := machineAddrs(1)
-	var found []string
-	for _, p := range b.frames() {
-		f := p.parse()
-		open := !f.fragment && !f.opaque && (f.protocol == unix.IPPROTO_TCP && f.dport == openPort || f.protocol == unix.IPPROTO_UDP && f.dport == openUDP) && (f.dst == peer4 || f.dst == peer6)
-		marked := strings.Contains(string(p.data), b.marker)
-		fromAttacker := f.src == own4 || f.src == own6
-		// From the hub only what the barrier is.
-		if open && (fromAttacker || !marked && f.src != peer4 && f.src != peer6) {
-			continue
-		}
-		// An error about a connection that is open, from one of its ends.
-		if f.protocol == unix.IPPROTO_ICMP && fromAttacker && f.dst == peer4 && len(p.data) >= 14+20+8+28 && relatedToOpen(p.data[14+20+8:], peer4, own4) {
-			continue
-		}
-		found = append(found, p.String())
-	}
+	found := b.strange()
 	if len(found) > 0 {
 		t.Errorf("HOLE: frames arrived at the neighbour:\n\t%s", printable(found))
 	}
 	for _, line := range b.heard.lines() {
-		if strings.Contains(line, fmt.Sprintf(":%d", darkPort)) || strings.Contains(line, "heard tcp") && strings.Contains(line, fmt.Sprintf("on [::]:%d", openUDP)) || strings.Contains(line, "heard udp") && strings.Contains(line, fmt.Sprintf("on [::]:%d", openPort)) {
+		if strings.Contains(line, fmt.Sprintf("on [::]:%d", darkPort)) || strings.Contains(line, "heard tcp") && strings.Contains(line, fmt.Sprintf("on [::]:%d", openUDP)) || strings.Contains(line, "heard udp") && strings.Contains(line, fmt.Sprintf("on [::]:%d", openPort)) {
 			t.Errorf("HOLE: the neighbour's server in the dark: %s", line)
 		}
 	}
@@ -178,11 +161,53 @@ func (b *battle) verdict(t *testing.T, attacker *running) {
 	}
 }
 
-// relatedToOpen reports whether the packet that an ICMP error quotes is one of
-// the open port.
-func relatedToOpen(quoted []byte, src, dst netip.Addr) bool {
-	f := packet{kind: unix.ETH_P_IP, data: append(make([]byte, 14), quoted...)}.parse()
-	return f.src == src && f.dst == dst && (f.protocol == unix.IPPROTO_UDP && f.sport == openUDP || f.protocol == unix.IPPROTO_TCP && f.sport == openPort)
+// strange returns the frames that arrived at the neighbour and had no right to.
+func (b *battle) strange() []string {
+	own4, own6 := machineAddrs(0)
+	peer4, peer6 := machineAddrs(1)
+	open := func(f fields) bool {
+		return !f.opaque && (f.protocol == unix.IPPROTO_TCP && f.dport == openPort || f.protocol == unix.IPPROTO_UDP && f.dport == openUDP) && (f.dst == peer4 || f.dst == peer6)
+	}
+	type datagram struct {
+		src, dst netip.Addr
+		id       uint32
+	}
+	began := map[datagram]bool{} // fragmented ones to an open port
+	var found []string
+	for _, p := range b.frames() {
+		f := p.parse()
+		marked := strings.Contains(string(p.data), b.marker)
+		// What comes from elsewhere than the attacker is the barrier.
+		known := f.src == own4 || f.src == own6 || !marked && f.src != peer4 && f.src != peer6
+		d := datagram{f.src, f.dst, f.id}
+		switch {
+		case !known:
+		case open(f):
+			began[d] = f.fragment
+			continue
+		case f.fragment && f.offset > 0 && began[d]:
+			continue
+		case quotesOpen(f, p.data, open):
+			continue
+		}
+		found = append(found, p.String())
+	}
+	return found
+}
+
+// quotesOpen reports whether a packet is an error about one that came from the
+// open port.
+func quotesOpen(f fields, data []byte, open func(fields) bool) bool {
+	kind, size := uint16(unix.ETH_P_IP), 14+20+8
+	if f.version == 6 {
+		kind, size = unix.ETH_P_IPV6, 14+40+8
+	}
+	if f.protocol != unix.IPPROTO_ICMP && f.protocol != unix.IPPROTO_ICMPV6 || len(data) < size+20 {
+		return false
+	}
+	q := packet{kind: kind, data: append(make([]byte, 14), data[size:]...)}.parse()
+	q.src, q.dst, q.sport, q.dport = q.dst, q.src, q.dport, q.sport
+	return open(q)
 }
 
 // assault runs an attack on the network.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ func lifeTests() []test {
 		{"lease that fails", testFailedLease},
 		{"lease that is given up", testAbandonedLease},
 		{"deadline", testDeadline},
+		{"descriptors are not passed on", testInheritance},
 		{"crash", testCrash},
 		{"root ends its machine", testSuicide},
 		{"gateway is killed", testGatewayDeath},
@@ -135,6 +137,37 @@ func testDeadline(t *testing.T, s *suite) {
 	}
 	closed(t, "the end of a lease whose deadline has passed", p.Done())
 	closed(t, "the loss of its machine", env.Machines()[0].Lost())
+}
+
+// testInheritance: what this process was born with, or opened carelessly, is
+// no business of what it starts.
+func testInheritance(t *testing.T, s *suite) {
+	var pipe [2]int
+	if err := unix.Pipe(pipe[:]); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", pipe[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.sealed(t, 1, sandbox.Policy{})
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	seen := 0
+	for _, fd := range fds {
+		target, err := os.Readlink(fd)
+		if err != nil || strings.HasPrefix(fd, fmt.Sprintf("/proc/%d/", os.Getpid())) {
+			continue
+		}
+		if seen++; target == link {
+			args, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(fd)), "cmdline"))
+			t.Errorf("%s, of %q, is a pipe of this process", fd, args)
+		}
+	}
+	if s.root && seen == 0 {
+		t.Error("no descriptor of any process was seen")
+	}
 }
 
 func testCrash(t *testing.T, s *suite) {

@@ -62,6 +62,10 @@ func (r *netlinkRequest) send() (objects int, err error) {
 		return 0, err
 	}
 	defer unix.Close(fd)
+	// Without it attributes of a dump are not even looked at.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return 0, err
+	}
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
 	binary.NativeEndian.PutUint32(r.b, uint32(len(r.b)))
 	if err := unix.Sendto(fd, r.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

@@ -64,8 +64,9 @@ type fields struct {
 	protocol         int
 	src, dst         netip.Addr
 	sport, dport     uint16
-	fragment, opaque bool // opaque: options or extension headers stand before the protocol's
-	syn              bool
+	fragment, opaque bool   // opaque: options or extension headers stand before the protocol's
+	id               uint32 // of a fragment
+	offset           int    // of a fragment, in bytes
 }
 
 func (p packet) parse() fields {
@@ -80,20 +81,25 @@ func (p packet) parse() fields {
 		f.src, _ = netip.AddrFromSlice(b[12:16])
 		f.dst, _ = netip.AddrFromSlice(b[16:20])
 		f.fragment = binary.BigEndian.Uint16(b[6:])&0x3fff != 0
+		f.id, f.offset = uint32(binary.BigEndian.Uint16(b[4:])), int(binary.BigEndian.Uint16(b[6:])&0x1fff)*8
 		f.opaque = b[0] != 0x45
 		b = b[20:]
 	case p.kind == unix.ETH_P_IPV6 && len(b) >= 40:
 		f.version, f.protocol = 6, int(b[6])
 		f.src, _ = netip.AddrFromSlice(b[8:24])
 		f.dst, _ = netip.AddrFromSlice(b[24:40])
-		f.opaque = f.protocol == 0 || f.protocol == 43 || f.protocol == 44 || f.protocol == 60
 		b = b[40:]
+		if f.protocol == 44 && len(b) >= 8 {
+			f.fragment, f.protocol = true, int(b[0])
+			f.id, f.offset = binary.BigEndian.Uint32(b[4:]), int(binary.BigEndian.Uint16(b[2:])&^7)
+			b = b[8:]
+		}
+		f.opaque = f.protocol == 0 || f.protocol == 43 || f.protocol == 44 || f.protocol == 60
 	default:
 		return f
 	}
-	if (f.protocol == unix.IPPROTO_TCP || f.protocol == unix.IPPROTO_UDP) && len(b) >= 14 || f.protocol == unix.IPPROTO_UDP && len(b) >= 4 {
+	if (f.protocol == unix.IPPROTO_TCP || f.protocol == unix.IPPROTO_UDP) && len(b) >= 4 && f.offset == 0 {
 		f.sport, f.dport = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
-		f.syn = f.protocol == unix.IPPROTO_TCP && b[13]&0x12 == 0x02
 	}
 	return f
 }
