@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bj/run/event"
@@ -16,7 +17,7 @@ import (
 // verdict is known; with Keep the environment may live on for a while then.
 func (r *runner) recipe(ctx context.Context, p *Plan, judged func()) (v event.Verdict) {
 	x := &execution{runner: r, plan: p, judged: judged,
-		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(append(slices.Clone(p.Suppliers), p)...)}}
+		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(append(slices.Clone(p.Suppliers), p)...), judged: new(atomic.Bool)}}
 	// group ends with the run, and when a supplier fails.
 	x.group, x.fail = context.WithCancelCause(ctx)
 	defer x.fail(nil)
@@ -68,8 +69,8 @@ func (x *execution) guarded(f func() *failure) (out *failure) {
 
 // give emits the verdict.
 func (x *execution) give(v event.Verdict) {
-	x.voice.emit(event.Event{Event: event.VerdictGiven, Verdict: &v})
 	x.voice.judged.Store(true)
+	x.voice.emit(event.Event{Event: event.VerdictGiven, Verdict: &v})
 	x.judged()
 }
 
@@ -165,7 +166,7 @@ func (x *execution) supply(p *Plan) *failure {
 	if f := x.staged[p].failure; f != nil {
 		return failed(f)
 	}
-	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: x.voice.mask}
+	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: x.voice.mask, judged: x.voice.judged}
 	s := newSite(x.group, p, v, x.Provider, x.staged[p].files, x.dialFor(p))
 	s.deadline = x.deadline()
 	if x.suppliers == nil {

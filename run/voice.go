@@ -16,9 +16,15 @@ type stream struct {
 	sink event.Sink
 }
 
-func (s *stream) emit(e event.Event) {
+func (s *stream) emit(e event.Event) { s.emitUnless(e, nil) }
+
+// emitUnless emits e, unless late is set by then.
+func (s *stream) emitUnless(e event.Event, late *atomic.Bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if late != nil && late.Load() {
+		return
+	}
 	if e.Event != event.Start {
 		e.Time = time.Now().UTC().Truncate(time.Millisecond)
 	}
@@ -34,12 +40,14 @@ type voice struct {
 	recipe   string
 	supplier string
 	mask     *mask
-	quiet    bool        // notes only
-	judged   atomic.Bool // the verdict was given: what programs still print is of no interest
+	quiet    bool // notes only
+	// judged is set when the verdict is given: what programs still print is of
+	// no interest then. Suppliers share it; nil means never.
+	judged *atomic.Bool
 }
 
 func (v *voice) emit(e event.Event) {
-	if (v.quiet && e.Event != event.Note) || (v.judged.Load() && e.Event == event.OutputWritten) {
+	if v.quiet && e.Event != event.Note {
 		return
 	}
 	e.Recipe, e.Supplier = v.recipe, v.supplier
@@ -53,6 +61,10 @@ func (v *voice) emit(e event.Event) {
 		for i := range x.Process.Argv {
 			x.Process.Argv[i] = v.mask.text(x.Process.Argv[i])
 		}
+	}
+	if e.Event == event.OutputWritten {
+		v.stream.emitUnless(e, v.judged)
+		return
 	}
 	v.stream.emit(e)
 }
