@@ -10,6 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 )
 
 // Host is what of a host a provider could change or leave behind, as the
@@ -24,7 +27,7 @@ type Host struct {
 const leftoverDeadline = 10 * time.Second
 
 // Snapshot looks at the host: processes, namespaces, mounts, links, routes,
-// Unix sockets, cgroups of leases, settings of the kernel, and this process's
+// packet filters, Unix sockets, cgroups of leases, settings of the kernel, and this process's
 // own descriptors. Take it before a lease.
 func Snapshot() Host {
 	h := Host{things: map[string]string{}, self: os.Getpid()}
@@ -45,9 +48,29 @@ func Snapshot() Host {
 		}
 		return ""
 	})
+	h.filters()
 	h.cgroups()
 	h.settings()
 	return h
+}
+
+// filters are tables of packet filters and rules of routing, as far as this
+// process may see them.
+func (h Host) filters() {
+	if c, err := nftables.New(); err == nil {
+		if tables, err := c.ListTables(); err == nil {
+			for _, t := range tables {
+				h.put("table", fmt.Sprintf("%d %s", t.Family, t.Name), "")
+			}
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if rules, err := netlink.RuleList(family); err == nil {
+			for _, r := range rules {
+				h.put("rule", r.String(), "")
+			}
+		}
+	}
 }
 
 func (h Host) put(kind, name, value string) {
