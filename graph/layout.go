@@ -158,12 +158,12 @@ func (p *placer) fold(g *grid) {
 	for rows < longest && float64(columns(rows))*placeAspect > float64(rows)*screenAspect {
 		rows++
 	}
-	g.rows = rows
 	p.wraps = make([]int32, len(p.layers))
 	for l, boxes := range p.layers {
 		if rows > 0 {
 			p.wraps[l] = int32((len(boxes) + rows - 1) / rows)
 		}
+		g.rows = max(g.rows, (len(boxes)+int(p.wraps[l])-1)/max(int(p.wraps[l]), 1))
 		g.bands = append(g.bands, band{int32(g.columns), p.wraps[l]})
 		g.columns += int(p.wraps[l])
 	}
