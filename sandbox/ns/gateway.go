@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -27,6 +29,7 @@ import (
 // outside but by asking bj to dial.
 type gateway struct {
 	peer     *peer
+	agent    int // descriptor of the file that machines run; 0 for the gateway's own
 	canaries canaries
 
 	mu       sync.Mutex
@@ -53,15 +56,36 @@ func (m *machine) gone() bool {
 	}
 }
 
+// agentFile is the descriptor of the agent that machines run, where that is not
+// the gateway's own program, as its argument gatewayAgent says.
+const (
+	agentFile    = 5
+	gatewayAgent = "agent"
+)
+
+func isOpen(fd int) bool {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil
+}
+
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is
 // the lease's lock, held for as long as this process lives.
 func gatewayMain(args []string) error {
+	own := agentFile - 1
+	if slices.Contains(args, gatewayAgent) {
+		own = agentFile
+	}
+	// What bj had open itself, by inheritance, goes no further.
+	if err := unix.CloseRange(uint(own)+1, math.MaxUint32, 0); err != nil {
+		return fmt.Errorf("closing inherited files: %w", err)
+	}
+	for fd := 3; fd <= own; fd++ {
+		unix.CloseOnExec(fd)
+	}
 	// A signal that a terminal sends to all is bj's to act on. Notify, rather
 	// than Ignore, since what is ignored stays so in every child.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
-	unix.CloseOnExec(3)
-	unix.CloseOnExec(4)
-	if len(args) > 2 && args[2] == gatewayWaits {
+	if slices.Contains(args, gatewayWaits) {
 		if err := awaitIDs(3); err != nil {
 			return err
 		}
@@ -78,6 +102,12 @@ func gatewayMain(args []string) error {
 		return fmt.Errorf("mounting the gateway's /proc: %w", err)
 	}
 	g := &gateway{}
+	if own == agentFile {
+		// Away from the numbers that a machine's own descriptors get.
+		if g.agent, err = unix.FcntlInt(agentFile, unix.F_DUPFD_CLOEXEC, 64); err != nil {
+			return fmt.Errorf("keeping the agent: %w", err)
+		}
+	}
 	g.peer = newPeer(conn, g.handle)
 	err = g.peer.run(context.Background())
 	if errors.Is(err, io.EOF) {
@@ -180,8 +210,11 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 	defer conn.Close()
 	m := &machine{config: config, ended: make(chan struct{})}
 	m.cmd = exec.Command("/proc/self/exe")
+	if g.agent != 0 {
+		m.cmd.Path = fmt.Sprintf("/proc/self/fd/%d", g.agent)
+	}
 	m.cmd.Args = []string{"bj", machineCommand}
-	m.cmd.Env = []string{}
+	m.cmd.Env = hiddenEnv()
 	m.cmd.ExtraFiles = []*os.File{channel, theirs}
 	if config.Events != "" {
 		events, err := os.Open(config.Events)

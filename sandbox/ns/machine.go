@@ -95,7 +95,7 @@ const oomFile = 5
 func serveAgent(units string) error {
 	unix.CloseOnExec(3)
 	events := ""
-	if _, err := unix.FcntlInt(oomFile, unix.F_GETFD, 0); err == nil {
+	if isOpen(oomFile) {
 		unix.CloseOnExec(oomFile)
 		events = fmt.Sprintf("/proc/self/fd/%d", oomFile)
 	}

@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -85,6 +86,9 @@ type Provider struct {
 	etcOK error
 	cg    hierarchies
 	ids   *subordinate // nil for root, and where there are none
+
+	sealed    *os.File // the agent as machines run it; nil for ordinary users
+	sealedErr error
 }
 
 // New returns the provider. It does nothing to the host.
@@ -151,6 +155,9 @@ func (p *Provider) prepare() {
 			p.ids = findSubordinate()
 		}
 		p.etc, p.etcOK = hiddenEtc()
+		if p.root {
+			p.sealed, p.sealedErr = sealAgent(p.opts.Agent)
+		}
 		if p.opts.Notice == nil {
 			return
 		}
@@ -167,8 +174,8 @@ func (p *Provider) prepare() {
 // Lease implements sandbox.Provider.
 func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Environment, error) {
 	p.prepare()
-	if p.etcOK != nil {
-		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: p.etcOK}
+	if err := errors.Join(p.etcOK, p.sealedErr); err != nil {
+		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err}
 	}
 	if err := p.checkSpec(spec); err != nil {
 		return nil, err
@@ -183,6 +190,43 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 		return nil, explain(err)
 	}
 	return e, nil
+}
+
+// hiddenEnv is the environment of hidden commands: nothing of bj's. The number
+// of threads is given, since the runtime would otherwise keep the host's cgroup
+// files open to find out.
+func hiddenEnv() []string { return []string{fmt.Sprintf("GOMAXPROCS=%d", min(runtime.NumCPU(), 4))} }
+
+// sealAgent copies the agent to a file without a name that can be executed and
+// not read by those who are not this host's root. The kernel then counts the
+// memory of a process that runs it as the host's, and lets root of a machine
+// neither trace the agent nor take its descriptors (would_dump in fs/exec.c).
+func sealAgent(path string) (*os.File, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the agent: %w", err)
+	}
+	defer src.Close()
+	fd, err := unix.MemfdCreate("bj", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("copying the agent: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "agent")
+	if _, err := io.Copy(f, src); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("copying the agent: %w", err)
+	}
+	if err := f.Chmod(0o111); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("copying the agent: %w", err)
+	}
+	// A file that is open for writing cannot be executed.
+	defer f.Close()
+	ro, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, fmt.Errorf("copying the agent: %w", err)
+	}
+	return ro, nil
 }
 
 // checkSpec refuses what this host cannot give.
@@ -217,8 +261,12 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 func (e *environment) startGateway(control *os.File, conn *net.UnixConn) error {
 	cmd := exec.Command(e.provider.opts.Agent)
 	cmd.Args = []string{"bj", gatewayCommand}
-	cmd.Env = []string{}
+	cmd.Env = hiddenEnv()
 	cmd.ExtraFiles = []*os.File{control, e.lease.file}
+	if e.provider.sealed != nil {
+		cmd.Args = append(cmd.Args, gatewayAgent)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, e.provider.sealed)
+	}
 	cmd.Stderr = &e.stderr
 	attr := &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,

@@ -428,12 +428,16 @@ func secureTarget(root, path string) (string, error) {
 	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 }
 
+// moveMount puts a detached mount at target, and closes it: a descriptor that
+// stayed open would be a way around the root.
 func moveMount(f *os.File, target string) error {
+	defer f.Close()
 	return unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// cloneTree returns a detached mount of path, with ids mapped to those of the
-// user namespace userns where that is given.
+// cloneTree returns a detached mount of path. Where userns is given, its ids
+// are mapped to those of that user namespace and it is read-only: what lies
+// below an overlay need not be writable, and is the host's.
 func cloneTree(path string, userns *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -443,7 +447,7 @@ func cloneTree(path string, userns *os.File) (*os.File, error) {
 	if userns == nil {
 		return f, nil
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY, Userns_fd: uint64(userns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("mapping the ids of %s: %w", path, err)
