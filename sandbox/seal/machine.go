@@ -153,6 +153,9 @@ func (c *machineCompiler) input() {
 	}
 	for _, k := range stacks() {
 		if a := c.addr(k); a.IsValid() {
+			// The hub never sends what claims to be from the machine itself: that was
+			// led there from loopback, around its rules.
+			c.t.add("input", iif(c.Uplink), k.from(a), toChain("closed"))
 			c.t.add("input", iif(c.Uplink), k.to(a), accept())
 		}
 	}
