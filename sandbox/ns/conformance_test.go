@@ -82,8 +82,14 @@ func watchWitness(t testing.TB, env sandbox.Environment) *os.File {
 		err error
 	}
 	done := make(chan made)
-	go func() {
+	var enter func()
+	enter = func() {
 		runtime.LockOSThread() // and never unlock: the thread ends
+		if unix.Gettid() == unix.Getpid() {
+			// But the first thread does not, and stands for the process.
+			go enter()
+			return
+		}
 		fd, err := func() (int, error) {
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", gatewayPID(env)))
 			if err != nil {
@@ -111,7 +117,8 @@ func watchWitness(t testing.TB, env sandbox.Environment) *os.File {
 			return fd, errors.Join(err)
 		}()
 		done <- made{fd, err}
-	}()
+	}
+	go enter()
 	m := <-done
 	if m.err != nil {
 		t.Fatalf("watching the witness link: %v", m.err)

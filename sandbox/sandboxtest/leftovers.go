@@ -33,16 +33,16 @@ func Snapshot() Host {
 	h := Host{things: map[string]string{}, self: os.Getpid()}
 	h.processes()
 	h.files("mount", "/proc/self/mountinfo", func(f []string) string { return strings.Join(f[3:5], " ") })
-	h.files("link", "/proc/net/dev", func(f []string) string {
+	h.files("link", "/proc/thread-self/net/dev", func(f []string) string {
 		if name, ok := strings.CutSuffix(f[0], ":"); ok {
 			return name
 		}
 		return ""
 	})
-	h.files("route", "/proc/net/route", func(f []string) string { return strings.Join(f[:3], " ") })
-	h.files("route", "/proc/net/ipv6_route", func(f []string) string { return f[0] + "/" + f[1] + " " + f[len(f)-1] })
-	h.files("address", "/proc/net/if_inet6", func(f []string) string { return f[0] + " " + f[len(f)-1] })
-	h.files("socket", "/proc/net/unix", func(f []string) string {
+	h.files("route", "/proc/thread-self/net/route", func(f []string) string { return strings.Join(f[:3], " ") })
+	h.files("route", "/proc/thread-self/net/ipv6_route", func(f []string) string { return f[0] + "/" + f[1] + " " + f[len(f)-1] })
+	h.files("address", "/proc/thread-self/net/if_inet6", func(f []string) string { return f[0] + " " + f[len(f)-1] })
+	h.files("socket", "/proc/thread-self/net/unix", func(f []string) string {
 		if len(f) > 7 && !strings.HasPrefix(f[7], "@bj-witness") {
 			return f[7]
 		}

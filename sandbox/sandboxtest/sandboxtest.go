@@ -68,6 +68,7 @@ func Run(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts Optio
 	for _, who := range []string{asRoot, asUser} {
 		t.Run(who, func(t *testing.T) {
 			if staged() == "" {
+				t.Parallel() // each has a stage of its own, and waits more than it works
 				runStaged(t, who)
 				return
 			}
