@@ -125,15 +125,16 @@ func (d *decoder) flush() string {
 }
 
 // matcher tells whether a text that comes in pieces matches an expression. It
-// looks at all of a text of up to 2*maxMatched bytes; of a longer one at its
-// first and its last maxMatched bytes, each by itself. A final newline may be
-// seen or not, so that "ok$" matches what echo prints.
+// looks at all of a text of up to 2*maxMatched bytes; of a longer one at pieces
+// of that size, each of which begins with the second half of the one before. A
+// final newline may be seen or not, so that "ok$" matches what echo prints.
 type matcher struct {
 	re         *regexp.Regexp
 	max        int    // maxMatched
 	begin, end bool   // it asks for the beginning, or the end, of the text
 	head       []byte // the beginning of a text that is too long; nil of another
 	tail       []byte // the rest, or all of it
+	found      bool   // in what was thrown away
 	recent     []byte // what sofar looks at
 	cut        bool   // recent is not all
 }
@@ -155,6 +156,7 @@ func (m *matcher) write(p []byte) {
 		m.head = bytes.Clone(m.tail[:m.max])
 	}
 	if m.head != nil && len(m.tail) > 2*m.max {
+		m.found = m.found || !m.begin && !m.end && m.re.Match(m.tail)
 		m.tail = append(m.tail[:0], m.tail[len(m.tail)-m.max:]...)
 	}
 }
@@ -162,6 +164,8 @@ func (m *matcher) write(p []byte) {
 // matched answers for the text as it is at its end.
 func (m *matcher) matched() bool {
 	switch {
+	case m.found:
+		return true
 	case m.head == nil:
 		return m.look(m.tail)
 	case !m.end && m.re.Match(m.head):
