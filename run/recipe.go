@@ -101,11 +101,19 @@ func (x *execution) prove() *failure {
 		return f
 	}
 	f := x.site.canaries(x.site.life)
+	var empty *control
 	if f == nil {
-		f = x.site.tryEmpty()
+		empty, f = openControl(x.site)
+		defer empty.close()
 	}
 	if f == nil {
 		f = x.site.prove()
+	}
+	if f == nil {
+		f = empty.again()
+	}
+	if f == nil {
+		f = x.site.lateDeath()
 	}
 	if f == nil || f.code != codeInterrupted {
 		x.account(f)

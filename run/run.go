@@ -6,7 +6,7 @@
 //
 // Execution of one plan is a straight line: bring up its suppliers, lease and
 // seal (site.open), try the seal (site.canaries), try the validations on empty
-// hardware (site.tryEmpty), do the strategy and the final validations
+// hardware (control), do the strategy and the final validations
 // (site.prove), count what was blocked and used, release, and give the verdict.
 // Every way out of it is a *failure: with a kind it is the recipe's, and the
 // verdict "not recovered"; without, the environment's, and the verdict "error".

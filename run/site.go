@@ -66,6 +66,7 @@ type site struct {
 	mu       sync.Mutex
 	daemons  []*daemon // that are up; under mu
 	captures map[string]string
+	looks    map[*fleet.Validation]int // rounds that each validation took
 	blocked  blockedLog
 	root     string
 	free     []string
@@ -91,7 +92,7 @@ func (m *machine) lost() bool {
 func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provider, tools []sandbox.File, dial dialer) *site {
 	s := &site{
 		parent: parent, plan: p, voice: v, provider: provider, tools: tools, dial: dial, mask: v.mask,
-		machines: map[string]*machine{}, captures: map[string]string{},
+		machines: map[string]*machine{}, captures: map[string]string{}, looks: map[*fleet.Validation]int{},
 		deadline: time.Now().Add(p.Recipe.Within + 30*time.Minute),
 	}
 	s.life, s.fail = context.WithCancelCause(parent)

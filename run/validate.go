@@ -41,6 +41,7 @@ func (s *site) validate(ctx context.Context, v *fleet.Validation, phase string) 
 	start := time.Now()
 	s.voice.emit(event.Event{Event: event.ValidationStarted, Step: v.Title, Phase: phase})
 	held, rounds, last, f := s.rounds(ctx, v, start)
+	s.looks[v] += rounds
 	if f == nil || f.kind == kindTimeout {
 		for _, t := range last {
 			if t != nil {
@@ -219,64 +220,4 @@ func (s *site) notHeld(v *fleet.Validation, start time.Time, rounds int, last []
 	}
 	f.message = fmt.Sprintf("validation %q did not hold on %s within %s%s: %s", v.Title, f.machine, v.Within, why, f.message)
 	return f
-}
-
-// tryEmpty tries every validation on empty hardware, which is then thrown away.
-// One that holds there proves nothing, and neither does one that makes true what
-// it looks at: so each is tried a second time after all were tried once, within
-// the same limit.
-func (s *site) tryEmpty() *failure {
-	vs := s.plan.validations()
-	quiet := &voice{stream: s.voice.stream, recipe: s.voice.recipe, supplier: s.voice.supplier, mask: s.mask, quiet: true}
-	empty := newSite(s.life, s.plan, quiet, s.provider, s.tools, s.dial)
-	defer empty.close()
-	if f := empty.open(); f != nil {
-		f.message = "trying the validations on empty hardware: " + f.message
-		return f
-	}
-	left := make([]time.Duration, len(vs))
-	heldIn := make([]int, len(vs)) // the round in which it held
-	shown := make([]string, len(vs))
-	for i, v := range vs {
-		left[i] = emptyLimit
-		s.voice.emit(event.Event{Event: event.ValidationStarted, Step: v.Title, Phase: event.PhaseEmpty})
-	}
-	begun := time.Now()
-	for round := 1; round <= 2; round++ {
-		var all sync.WaitGroup
-		for i, v := range vs {
-			if left[i] <= 0 || heldIn[i] != 0 {
-				continue
-			}
-			empty.spawn(&all, func() {
-				start := time.Now()
-				ctx, cancel := within(empty.life, left[i])
-				defer cancel()
-				ok, tries := empty.round(ctx, v)
-				left[i] -= time.Since(start)
-				if ok {
-					heldIn[i], shown[i] = round, tries[0].out.end()
-				}
-			})
-		}
-		all.Wait()
-		if f := stopped(empty.life); f != nil {
-			return f
-		}
-	}
-	var vacuous *failure
-	for i, v := range vs {
-		held := heldIn[i] != 0
-		s.voice.emit(event.Event{Event: event.ValidationFinished, Step: v.Title, Phase: event.PhaseEmpty, Held: &held, Seconds: seconds(begun)})
-		if !held || v.Invariant || vacuous != nil {
-			continue
-		}
-		vacuous = &failure{code: codeVacuous, title: v.Title, script: scriptFor(v.Run, 0), output: shown[i],
-			message: fmt.Sprintf("the validation %q holds on empty hardware, before any step was done: it proves nothing", v.Title),
-			hint:    "look at something that only the recovered service can do, or say invariant = True"}
-		if heldIn[i] == 2 {
-			vacuous.message = fmt.Sprintf("the validation %q holds on empty hardware when it is tried again: trying it, or another one, makes true what it looks at, so it proves nothing", v.Title)
-		}
-	}
-	return vacuous
 }

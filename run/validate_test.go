@@ -1,6 +1,8 @@
 package run
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,6 +85,7 @@ func TestVacuous(t *testing.T) {
 		"holds":             {"echo fine", nil, "error vacuous", []string{`"ready" holds on empty hardware`, "it proves nothing"}},
 		"invariant":         {"echo fine", func(v *fleet.Validation) { v.Invariant = true }, "recovered", nil},
 		"makes it true":     {"count n 2", nil, "error vacuous", []string{"makes true what it looks at"}},
+		"takes three looks": {"count n 3", nil, "error vacuous", []string{"makes true what it looks at"}},
 		"holds slowly":      {"sleep 9s", nil, "error vacuous", nil},
 		"holds too late":    {"sleep 11s", nil, "recovered", nil},
 		"hangs, then holds": {"test ready", nil, "recovered", nil},
@@ -96,7 +99,8 @@ func TestVacuous(t *testing.T) {
 				}
 				r.Validation = []*fleet.Validation{v}
 				l.want(r, c.verdict, c.words...)
-				if c.verdict == "error vacuous" && len(l.of(event.StepStarted)) > 0 {
+				late := slices.ContainsFunc(c.words, func(w string) bool { return strings.Contains(w, "makes true") })
+				if c.verdict == "error vacuous" && !late && len(l.of(event.StepStarted)) > 0 {
 					t.Error("a step was done all the same")
 				}
 			})
