@@ -17,6 +17,7 @@ import (
 // What is needed lies left of what needs it, so that recovery reads from left to
 // right.
 type Picture struct {
+	cycles []Cycle
 	graph  *Graph
 	boxes  []box
 	boxOf  []int32 // service → box
@@ -74,6 +75,7 @@ func (g *Graph) Picture(cycles *Cycles) *Picture {
 			p.boxOf[s] = int32(i)
 		}
 	}
+	p.cycles = cycles.Cycles
 	for i := range cycles.Cycles {
 		cycle := &cycles.Cycles[i]
 		if s, ok := g.Find(cycle.Services[0]); ok {
