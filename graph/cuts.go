@@ -66,10 +66,8 @@ func (g *Graph) Cuts(budget time.Duration) *Cuts {
 	}
 	slices.Sort(cut)
 	cut = slices.Compact(cut)
-	stuck := g.stuckWithout(cut)
-	for i, e := range cut {
-		others := slices.Delete(slices.Clone(cut), i, i+1)
-		out.Cuts = append(out.Cuts, Cut{g.Edge(int(e)), g.stuckWithout(others) - stuck})
+	for i, n := range g.marginal(cut) {
+		out.Cuts = append(out.Cuts, Cut{g.Edge(int(cut[i])), n})
 	}
 	slices.SortStableFunc(out.Cuts, func(a, b Cut) int { return cmp.Compare(b.Frees, a.Frees) })
 	var hopeless []int32
@@ -102,41 +100,96 @@ func (g *Graph) breaks(cs *components, f *rise, i int32, deadline time.Time) []E
 	return out
 }
 
-// stuckWithout counts the services that do not come back from nothing without
-// the edges in cut, which are sorted.
-func (g *Graph) stuckWithout(cut []int32) int {
-	special := map[int32]bool{} // recipes with a cut, counted anew each time
+// marginal returns for each edge of a cut how many services stay stuck if the
+// others are cut and it is not. With all of them cut, what does not come back is
+// hopeless; one edge less can only be felt by what needs its recipe's pathways,
+// and there the fixpoint is computed anew.
+func (g *Graph) marginal(cut []int32) []int {
+	gone := map[int32]bool{}
 	for _, e := range cut {
-		special[g.edges[e].recipe] = true
+		gone[e] = true
 	}
-	f := g.comeBack(everything, nil)
-	waits := func(r int32) bool {
-		for k := g.needs.start[r]; k < g.needs.start[r+1]; k++ {
-			if _, gone := slices.BinarySearch(cut, g.needEdge[k]); !gone && !f.up(g.needs.to[k]) {
-				return true
+	var (
+		out     = make([]int, len(cut))
+		touched = make([]int32, g.core.pathways) // the round that reached it
+		up      = make([]int32, g.core.pathways) // the round in which it came back
+		missing = make([]int32, g.ways)
+		counted = make([]int32, g.ways) // the round that counted missing
+	)
+	for i, e := range cut {
+		round := int32(i) + 1
+		gone[e] = false
+		var reached []int32
+		visit := func(p int32) {
+			if touched[p] != round && !g.hopeless(p) && !g.assumed[p] {
+				touched[p] = round
+				reached = append(reached, p)
 			}
 		}
-		return false
-	}
-	done := map[int32]bool{}
-	for again := true; again; {
-		again = false
+		for _, p := range g.restores.of(g.edges[e].recipe) {
+			visit(p)
+		}
+		for k := 0; k < len(reached); k++ {
+			for _, p := range g.radj.of(reached[k]) {
+				visit(p)
+			}
+		}
+		waits := func(q int32) bool { return touched[q] == round && up[q] != round || g.hopeless(q) }
 		var ready []int32
-		for r := range special {
-			if !done[r] && g.usable[r] && !waits(r) {
-				done[r], again = true, true
-				ready = append(ready, r)
+		for _, p := range reached {
+			for _, r := range g.restoredBy.of(p) {
+				if counted[r] == round || !g.usable[r] {
+					continue
+				}
+				counted[r], missing[r] = round, 0
+				for k := g.needs.start[r]; k < g.needs.start[r+1]; k++ {
+					if !gone[g.needEdge[k]] && waits(g.needs.to[k]) {
+						missing[r]++
+					}
+				}
+				if missing[r] == 0 {
+					ready = append(ready, r)
+				}
 			}
 		}
-		g.rise(f, ready, nil, nil)
+		for len(ready) > 0 {
+			r := ready[len(ready)-1]
+			ready = ready[:len(ready)-1]
+			for _, p := range g.restores.of(r) {
+				if touched[p] != round || up[p] == round {
+					continue
+				}
+				up[p] = round
+				for _, v := range g.users.of(p) {
+					if counted[v] != round || len(gone) > 0 && g.cutBetween(gone, v, p) {
+						continue
+					}
+					if missing[v]--; missing[v] == 0 {
+						ready = append(ready, v)
+					}
+				}
+			}
+		}
+		var stuck []int32
+		for _, p := range reached {
+			if up[p] != round {
+				stuck = append(stuck, p)
+			}
+		}
+		out[i] = len(g.fold(stuck))
+		gone[e] = true
 	}
-	n := 0
-	for s := range int32(len(g.services)) {
-		if !g.back(f, s) {
-			n++
+	return out
+}
+
+// cutBetween reports whether the edge by which a recipe needs a pathway is gone.
+func (g *Graph) cutBetween(gone map[int32]bool, r, q int32) bool {
+	for k := g.needs.start[r]; k < g.needs.start[r+1]; k++ {
+		if g.needs.to[k] == q {
+			return gone[g.needEdge[k]]
 		}
 	}
-	return n
+	return false
 }
 
 // problem is a set of pathways that do not all come back, though all others
@@ -331,11 +384,12 @@ func (x *problem) solved(cut []bool) bool { return !slices.Contains(x.rise(cut),
 // be cut: each holds, for some pathways, a unit of every way back to one of them
 // that needs another of them, or what never comes back; so none of them is ever
 // the first to come back. No unit is in two of the sets. For pathways with one
-// way back each, these are cycles.
-func (x *problem) witnesses(cut []bool) [][]int32 {
+// way back each, these are cycles. There are fewer, or none, where there is no
+// time left.
+func (x *problem) witnesses(cut []bool, deadline time.Time) [][]int32 {
 	cut = slices.Clone(cut)
 	var out [][]int32
-	for {
+	for time.Now().Before(deadline) {
 		up := x.rise(cut)
 		found := x.witnessesOnce(cut, up)
 		if len(found) == 0 {
@@ -348,6 +402,7 @@ func (x *problem) witnesses(cut []bool) [][]int32 {
 		}
 		out = append(out, found...)
 	}
+	return out
 }
 
 // witnessesOnce returns the witnesses of one choice of units.

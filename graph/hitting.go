@@ -14,6 +14,10 @@ type solution struct {
 	bound int // no set costs less
 }
 
+// exactUnits is the size from which most of the time goes into good solutions,
+// since no proof is to be expected.
+const exactUnits = 1500
+
 // solve looks for the cheapest solution until the deadline. It is an implicit
 // hitting set solver (Moreno-Centeno and Karp, "The Implicit Hitting Set
 // Approach to Solve Combinatorial Optimization Problems", 2013): the rows found
@@ -23,7 +27,18 @@ type solution struct {
 // which is also the search for good solutions.
 func (x *problem) solve(deadline time.Time) solution {
 	h := newHitter(x)
-	best := x.minimal(x.greedy())
+	begin := time.Now()
+	part := func(of float64) time.Time { return begin.Add(time.Duration(of * float64(deadline.Sub(begin)))) }
+	var best []bool
+	if s := newSifter(x); s != nil {
+		best = s.search(20, part(0.2))
+		if len(x.units) > exactUnits {
+			best = s.search(math.MaxInt, part(0.6))
+		}
+		h.add(s.loops(best, part(0.8)))
+	} else {
+		best = x.minimal(x.greedy(), part(0.3))
+	}
 	cost := x.cost(best)
 	keep := func(cut []bool) {
 		if c := x.cost(cut); c < cost {
@@ -31,7 +46,9 @@ func (x *problem) solve(deadline time.Time) solution {
 		}
 	}
 	bound := 0
-	h.add(x.witnesses(make([]bool, len(x.units))))
+	if len(h.rows) == 0 {
+		h.add(x.witnesses(make([]bool, len(x.units)), part(0.8)))
+	}
 	late := func() bool { return !time.Now().Before(deadline) }
 	for !late() {
 		// Cheap sets first, until one of them solves it.
@@ -41,17 +58,21 @@ func (x *problem) solve(deadline time.Time) solution {
 			break
 		}
 		cut := h.heuristic()
-		if rows := x.witnesses(cut); len(rows) > 0 {
+		rows := x.witnesses(cut, deadline)
+		if len(rows) == 0 && !x.solved(cut) {
+			break // no time
+		}
+		if len(rows) > 0 {
 			h.add(rows)
 			for _, row := range rows {
 				cut[x.cheapest(row)] = true
 			}
 			if x.solved(cut) {
-				keep(x.minimal(cut))
+				keep(x.minimal(cut, deadline))
 			}
 			continue
 		}
-		keep(x.minimal(slices.Clone(cut)))
+		keep(x.minimal(slices.Clone(cut), deadline))
 		if bound >= cost {
 			break
 		}
@@ -65,7 +86,10 @@ func (x *problem) solve(deadline time.Time) solution {
 			bound = cost
 			break
 		}
-		rows := x.witnesses(exact)
+		rows = x.witnesses(exact, deadline)
+		if len(rows) == 0 && !x.solved(exact) {
+			break // no time
+		}
 		if len(rows) == 0 {
 			best, cost = exact, x.cost(exact)
 			bound = cost
@@ -130,8 +154,9 @@ func (x *problem) greedy() []bool {
 	}
 }
 
-// minimal takes back what need not be cut, the heaviest first. It changes cut.
-func (x *problem) minimal(cut []bool) []bool {
+// minimal takes back what need not be cut, the heaviest first, as far as there
+// is time. It changes cut.
+func (x *problem) minimal(cut []bool, deadline time.Time) []bool {
 	var in []int32
 	for u := range cut {
 		if cut[u] {
@@ -140,6 +165,9 @@ func (x *problem) minimal(cut []bool) []bool {
 	}
 	slices.SortStableFunc(in, func(a, b int32) int { return cmp.Compare(x.units[b].weight, x.units[a].weight) })
 	for _, u := range in {
+		if !time.Now().Before(deadline) {
+			break
+		}
 		if cut[u] = false; !x.solved(cut) {
 			cut[u] = true
 		}
@@ -158,7 +186,7 @@ func (x *problem) improve(from []bool, deadline time.Time, keep func([]bool)) {
 			state = state*6364136223846793005 + 1442695040888963407 // Knuth's MMIX generator
 			next[(state>>33)%uint64(len(next))] = true
 		}
-		if next = x.minimal(next); x.cost(next) <= x.cost(current) {
+		if next = x.minimal(next, deadline); x.cost(next) <= x.cost(current) {
 			current = next
 			keep(slices.Clone(current))
 		}
