@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -159,7 +160,8 @@ func (w *wire) mark(t testing.TB) int {
 	defer l.Close()
 	port := l.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	w.expect(port)
-	if _, err := l.WriteTo([]byte("mark"), l.LocalAddr()); err != nil {
+	text := fmt.Sprintf("mark %d", time.Now().UnixNano()) // ports are given out again
+	if _, err := l.WriteTo([]byte(text), l.LocalAddr()); err != nil {
 		t.Fatal(err)
 	}
 	seen := 0
@@ -167,7 +169,7 @@ func (w *wire) mark(t testing.TB) int {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for i, p := range w.packets {
-			if p.parse().dport == port {
+			if strings.HasSuffix(string(p.data), text) {
 				seen = i + 1
 				return true
 			}
