@@ -197,6 +197,25 @@ func code(v *event.Verdict) string {
 // ways in which its files write text.
 func (r *ran) hide(texts []string) {
 	r.t.Helper()
+	var forms []string
+	for _, text := range texts {
+		var plain, inXML bytes.Buffer
+		e := json.NewEncoder(&plain)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(text); err != nil {
+			r.t.Fatal(err)
+		}
+		escaped, err := json.Marshal(text)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if err := xml.EscapeText(&inXML, []byte(text)); err != nil {
+			r.t.Fatal(err)
+		}
+		forms = append(forms, text, strings.Trim(plain.String(), "\"\n"), strings.Trim(string(escaped), `"`), inXML.String())
+	}
+	slices.Sort(forms)
+	forms = slices.Compact(forms)
 	n := 0
 	err := filepath.WalkDir(r.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || strings.HasPrefix(path, filepath.Join(r.dir, "cache")) {
@@ -207,11 +226,9 @@ func (r *ran) hide(texts []string) {
 			return err
 		}
 		n++
-		for _, text := range texts {
-			for _, form := range []string{text, strings.ReplaceAll(text, "\n", `\n`), strings.ReplaceAll(text, "\n", "&#xA;")} {
-				if i := bytes.Index(data, []byte(form)); i >= 0 {
-					r.t.Errorf("%s has %q: ...%.200q", path, text, data[max(0, i-100):])
-				}
+		for _, form := range forms {
+			if i := bytes.Index(data, []byte(form)); i >= 0 {
+				r.t.Errorf("%s has %q: ...%.200q", path, form, data[max(0, i-100):])
 			}
 		}
 		return nil
@@ -305,7 +322,7 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 		l := newLab(t)
-		r := bjTest(t, l, workspace, asRoot, append([]string{"--jobs", "10"}, patterns...)...)
+		r := bjTest(t, l, workspace, asRoot, append([]string{"--jobs", "16"}, patterns...)...)
 		r.check(w, asRoot, chosen)
 		r.checkReports()
 		r.hide(append(w.hidden, hostSecret))
@@ -330,6 +347,55 @@ func TestVerdictsOfSupply(t *testing.T) {
 			t.Errorf("production was contacted: %v", l.contacts())
 		}
 		l.checkLeftovers(r.leases)
+	})
+}
+
+// TestVerdictsInWords holds that what people read hides what it must, and cannot
+// talk to their terminals.
+func TestVerdictsInWords(t *testing.T) {
+	workspace := workspaceOf(t, "testdata/verdicts")
+	w := readWants(t, workspace)
+	modes(t, func(t *testing.T, asRoot bool) {
+		l := newLab(t)
+		for _, x := range []struct {
+			patterns []string
+			exit     int
+			says     []string
+		}{
+			{[]string{"//secrets/...", "//output:escapes", "//misc:titles", "//dark:tcp4"}, exitNotRecovered, []string{"not recovered", "***", "would allow it"}},
+			{[]string{"//later/..."}, exitError, []string{"this version cannot"}},
+			{[]string{"//misc:by_hand"}, exitOK, []string{"recovered", "Turn the key"}},
+		} {
+			r := &ran{t: t, dir: l.folder(t, asRoot)}
+			args := append([]string{"test", "--results", filepath.Join(r.dir, "results"), "--report", filepath.Join(r.dir, "report")}, x.patterns...)
+			cmd := l.bj(t.Context(), t, asRoot, r.dir, args...)
+			cmd.Dir = workspace
+			var out, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &stderr
+			if err := l.start(cmd); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+				t.Fatal(err)
+			}
+			if code := cmd.ProcessState.ExitCode(); code != x.exit {
+				t.Errorf("%q: exit code %d, want %d\n%s", x.patterns, code, x.exit, &stderr)
+			}
+			for name, text := range map[string][]byte{"stdout": out.Bytes(), "stderr": stderr.Bytes()} {
+				if i := bytes.IndexFunc(text, func(c rune) bool { return c < ' ' && c != '\n' && c != '\t' || c == 0x7f || 0x80 <= c && c < 0xa0 }); i >= 0 {
+					t.Errorf("%q: %s has a control character: ...%.100q", x.patterns, name, text[max(0, i-50):])
+				}
+				if err := os.WriteFile(filepath.Join(r.dir, name), text, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, s := range x.says {
+				if !strings.Contains(out.String()+stderr.String(), s) {
+					t.Errorf("%q: nothing says %q:\n%s%s", x.patterns, s, &out, &stderr)
+				}
+			}
+			r.hide(append(w.hidden, hostSecret))
+		}
 	})
 }
 
