@@ -82,6 +82,7 @@ type machineLink struct {
 	index  int
 	v4, v6 netip.Addr
 	ns     *netlink.Handle // in the machine's namespace
+	uplink int             // number of eth0 there
 }
 
 // newHub prepares the namespace of the calling process, with every link down.
@@ -130,10 +131,24 @@ func (h *hub) attach(m machineConfig, ns *os.File) error {
 	if err != nil {
 		return fmt.Errorf("opening netlink in %s: %w", m.Name, err)
 	}
+	eth, err := handle.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding eth0 of %s: %w", m.Name, err)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle})
+	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle, uplink: eth.Attrs().Index})
 	return nil
+}
+
+// uplink returns the number of a machine's own end of its link, in the machine.
+func (h *hub) uplink(index int) int {
+	for _, l := range h.links {
+		if l.index == index {
+			return l.uplink
+		}
+	}
+	return 0
 }
 
 // up brings all links, addresses and routes up. The rules must be in force by

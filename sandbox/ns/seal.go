@@ -145,7 +145,7 @@ func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 	}
 	inside := make([]*seal.Ruleset, len(machines))
 	for i, m := range machines {
-		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, Generation: s.generation, Group: logGroup}); err != nil {
+		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, UplinkIndex: g.hub.uplink(g.machines[i].config.Index), Generation: s.generation, Group: logGroup}); err != nil {
 			return nil, nil, fmt.Errorf("compiling the rules of %s: %w", m.Name, err)
 		}
 	}

@@ -94,7 +94,7 @@ func (f *Flows) List() []sandbox.Flow {
 	for _, x := range f.flows {
 		list = append(list, x)
 	}
-	slices.SortFunc(list, func(a, b *flow) int { return cmp.Compare(a.order, b.order) })
+	slices.SortFunc(list, func(a, b *flow) int { return cmp.Or(a.First.Compare(b.First), cmp.Compare(a.order, b.order)) })
 	out := make([]sandbox.Flow, len(list))
 	for i, x := range list {
 		out[i] = x.Flow

@@ -39,13 +39,17 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if m.Generation == 0 {
 		m.Generation = 1
 	}
+	leaving := oif(m.Uplink)
+	if m.UplinkIndex != 0 {
+		leaving = oifIndex(m.UplinkIndex)
+	}
 	c := machineCompiler{Inside: m, policy: p, t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
 	if err := c.sets(); err != nil {
 		return nil, err
 	}
 	c.base("output", nftables.ChainHookOutput)
 	c.t.add("output", oif("lo"), accept())
-	c.t.add("output", oif(m.Uplink), accept())
+	c.t.add("output", leaving, accept())
 	c.t.add("output", dark(m.Group, reasonInterface)...)
 	c.base("forward", nftables.ChainHookForward)
 	c.t.add("forward", dark(m.Group, reasonInterface)...)
@@ -148,6 +152,10 @@ func (c *machineCompiler) base(name string, hook *nftables.ChainHook) {
 // with one exception: the kernel hands copies of multicasts and broadcasts back
 // to the machine that sends them, as if they had come in.
 func (c *machineCompiler) input() {
+	arriving := iif(c.Uplink)
+	if c.UplinkIndex != 0 {
+		arriving = iifIndex(c.UplinkIndex)
+	}
 	for _, k := range stacks() {
 		c.t.add("input", iif("lo"), k.plain(), toChain("loopback"))
 	}
@@ -155,11 +163,11 @@ func (c *machineCompiler) input() {
 		if a := c.addr(k); a.IsValid() {
 			// The hub never sends what claims to be from the machine itself: that was
 			// led there from loopback, around its rules.
-			c.t.add("input", iif(c.Uplink), k.from(a), toChain("closed"))
-			c.t.add("input", iif(c.Uplink), k.to(a), accept())
+			c.t.add("input", arriving, k.from(a), toChain("closed"))
+			c.t.add("input", arriving, k.to(a), accept())
 		}
 	}
-	c.t.add("input", iif(c.Uplink), toChain("closed"))
+	c.t.add("input", arriving, toChain("closed"))
 	c.t.add("input", dark(c.Group, reasonInterface)...)
 	c.t.add("closed", dark(c.Group, reasonClosed)...)
 }

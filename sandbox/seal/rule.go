@@ -250,6 +250,16 @@ func oif(name string) part {
 	return part{fmt.Sprintf("oifname %q", name), meta(expr.MetaKeyOIFNAME, ifname(name))}
 }
 
+// iifIndex and oifIndex match an interface that cannot be replaced by another
+// of its name.
+func iifIndex(index int) part {
+	return part{fmt.Sprintf("iif %d", index), meta(expr.MetaKeyIIF, binaryutil.NativeEndian.PutUint32(uint32(index)))}
+}
+
+func oifIndex(index int) part {
+	return part{fmt.Sprintf("oif %d", index), meta(expr.MetaKeyOIF, binaryutil.NativeEndian.PutUint32(uint32(index)))}
+}
+
 func oifIn(s string) part { return in(s, metaKey("oifname", expr.MetaKeyOIFNAME, 16)) }
 
 func l4(protocol byte) part {

@@ -99,6 +99,9 @@ type Inside struct {
 	Generation uint8
 	// Uplink is the machine's own end of its link; "eth0" if empty.
 	Uplink string
+	// UplinkIndex is its number, where that is known: an interface that root
+	// in the machine makes under the same name then counts for nothing.
+	UplinkIndex int
 	// Group is the NFLOG group of dropped packets, in the machine's namespace.
 	Group uint16
 }
