@@ -83,7 +83,9 @@ type draftNeed struct {
 	evidence *Evidence
 }
 
-func newDraft() *draft { return &draft{index: map[string]int{}} }
+func newDraft() *draft {
+	return &draft{index: map[string]int{}, facts: facts{tools: []Count{}, stdlib: []Count{}}}
+}
 
 // addService adds s unless its name is taken, and reports whether it did.
 func (d *draft) addService(s Service) bool {
@@ -195,9 +197,9 @@ func (p *proof) of(c *fleet.Condition) *Evidence {
 	return &Evidence{Recovered: p.at, Digest: p.digest, Stale: p.stale, Used: used}
 }
 
-// countUse counts tools, and the functions through which recipes were declared.
+// countUse counts tools, and files of bj's library, by the recipes that use them.
 func (d *draft) countUse(f *fleet.Fleet) {
-	tools, functions := map[string]int{}, map[string]int{}
+	tools, stdlib := map[string]int{}, map[string]int{}
 	for _, r := range f.Recipes {
 		seen := map[string]bool{}
 		for _, t := range r.Tools {
@@ -209,11 +211,11 @@ func (d *draft) countUse(f *fleet.Fleet) {
 		for _, m := range r.Modules {
 			if name, ok := strings.CutPrefix(m, "@bj//stdlib:"); ok && !seen["m"+name] {
 				seen["m"+name] = true
-				functions[name]++
+				stdlib[name]++
 			}
 		}
 	}
-	d.facts.tools, d.facts.functions = counts(tools), counts(functions)
+	d.facts.tools, d.facts.stdlib = counts(tools), counts(stdlib)
 }
 
 // Count is a name and how often it was met.

@@ -141,7 +141,7 @@ type Graph struct {
 // facts are counted while building, for Stats.
 type facts struct {
 	tools     []Count
-	functions []Count
+	stdlib    []Count
 	results   bool // recorded results were given
 }
 
