@@ -220,8 +220,8 @@ func (d *daemon) vanished(err error) {
 	}
 }
 
-// lateDeath returns the failure of a daemon whose process has ended though its
-// watcher did not say so yet.
+// lateDeath returns the failure of a daemon whose process has ended, or of a
+// machine that is gone, though what watches it did not say so yet.
 func (s *site) lateDeath() *failure {
 	s.mu.Lock()
 	daemons := s.daemons
@@ -244,6 +244,11 @@ func (s *site) lateDeath() *failure {
 			case <-t.C:
 			}
 		default:
+		}
+	}
+	for name, m := range s.machines {
+		if m.lost() && m.crashed.Load() == nil && stopped(s.life) == nil {
+			return &failure{code: codeLease, machine: name, message: lostText(name)}
 		}
 	}
 	return stopped(s.life)

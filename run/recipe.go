@@ -112,6 +112,15 @@ func (x *execution) prove() *failure {
 	if f == nil {
 		f = empty.again()
 	}
+	// The last word before a verdict: nothing may have died meanwhile, here or in
+	// what the recipe was supplied by.
+	for _, s := range x.order {
+		if f == nil {
+			if late := s.lateDeath(); late != nil {
+				f = supplierFailure(s.plan, late)
+			}
+		}
+	}
 	if f == nil {
 		f = x.site.lateDeath()
 	}
@@ -162,15 +171,7 @@ func (x *execution) verdict(f *failure) event.Verdict {
 
 // supply brings one supplier up; it stays up until the execution is closed.
 func (x *execution) supply(p *Plan) *failure {
-	failed := func(f *failure) *failure {
-		if f.code == codeInterrupted || (f.code == codeSupply && f.kind == "" && strings.HasPrefix(f.message, supplierWords)) {
-			return f
-		}
-		g := *f
-		g.code, g.kind = codeSupply, ""
-		g.message = fmt.Sprintf("%s%s did not hold: %s", supplierWords, p.Label(), f.message)
-		return &g
-	}
+	failed := func(f *failure) *failure { return supplierFailure(p, f) }
 	if f := x.staged[p].failure; f != nil {
 		return failed(f)
 	}
@@ -203,6 +204,17 @@ func (x *execution) supply(p *Plan) *failure {
 }
 
 const supplierWords = "the supplier "
+
+// supplierFailure makes a supplier's failure the consumer's.
+func supplierFailure(p *Plan, f *failure) *failure {
+	if f.code == codeInterrupted || (f.code == codeSupply && f.kind == "" && strings.HasPrefix(f.message, supplierWords)) {
+		return f
+	}
+	g := *f
+	g.code, g.kind = codeSupply, ""
+	g.message = fmt.Sprintf("%s%s did not hold: %s", supplierWords, p.Label(), f.message)
+	return &g
+}
 
 // deadline is when every environment of the run must be over.
 func (x *execution) deadline() time.Time {
