@@ -259,7 +259,8 @@ sleep 1005`})
 	if n < 6 || n > 9 {
 		t.Errorf("KillUnit counted %d processes", n)
 	}
-	if exit := a.wait(); exit.Signal != "SIGKILL" {
+	// A shell may still see its child die, and end by itself with that code.
+	if exit := a.wait(); exit.Code != 137 {
 		t.Errorf("%+v", exit)
 	}
 	if got := count("100"); got != 0 {

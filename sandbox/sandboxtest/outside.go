@@ -51,7 +51,7 @@ func (s *suite) outside(t testing.TB) *outside {
 	}
 	l := listen("tcp", "127.0.0.1:0")
 	o.tcp = l.Addr().(*net.TCPAddr).AddrPort()
-	s.wire.expect(o.tcp.Port())
+	s.wire.expect(t, o.tcp.Port())
 	var conns sync.Map
 	t.Cleanup(func() { conns.Range(func(c, _ any) bool { c.(net.Conn).Close(); return true }) })
 	go func() {
@@ -79,14 +79,14 @@ func (s *suite) outside(t testing.TB) *outside {
 	}()
 	u, addr := packets("127.0.0.1:0")
 	o.udp = addr
-	s.wire.expect(addr.Port())
+	s.wire.expect(t, addr.Port())
 	go answer(u, func(b []byte) []byte {
 		o.hear("udp " + string(b))
 		return append([]byte("outside "), b...)
 	})
 	i, addr := packets("127.0.0.1:0")
 	o.icmp = addr
-	s.wire.expect(addr.Port())
+	s.wire.expect(t, addr.Port())
 	go answer(i, func(b []byte) []byte {
 		o.hear(fmt.Sprintf("icmp %q", b))
 		return echoReply(b)

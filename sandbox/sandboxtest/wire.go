@@ -1,6 +1,7 @@
 package sandboxtest
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -122,12 +123,13 @@ func (p packet) String() string {
 type wire struct {
 	mu       sync.Mutex
 	packets  []packet
-	expected map[uint16]bool // ports of the tests' own servers
+	expected map[uint16]bool // ports of the tests' own servers, while they live
+	secret   string          // in every mark
 }
 
 // openWire takes over the socket that the stage has made.
 func openWire(t testing.TB) *wire {
-	w := &wire{expected: map[uint16]bool{}}
+	w := &wire{expected: map[uint16]bool{}, secret: rand.Text()}
 	if _, err := unix.FcntlInt(wireFile, unix.F_GETFD, 0); err != nil {
 		t.Fatalf("the stage gave no witness: %v", err)
 	}
@@ -142,11 +144,16 @@ func openWire(t testing.TB) *wire {
 	return w
 }
 
-// expect says that a server of the tests listens on port.
-func (w *wire) expect(port uint16) {
+// expect says that a server of the tests listens on port until the test ends.
+func (w *wire) expect(t testing.TB, port uint16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.expected[port] = true
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.expected, port)
+	})
 }
 
 // mark returns how many packets there were, after it has seen one of its own
@@ -158,9 +165,7 @@ func (w *wire) mark(t testing.TB) int {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	port := l.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	w.expect(port)
-	text := fmt.Sprintf("mark %d", time.Now().UnixNano()) // ports are given out again
+	text := fmt.Sprintf("%s %d", w.secret, time.Now().UnixNano())
 	if _, err := l.WriteTo([]byte(text), l.LocalAddr()); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +194,7 @@ func (w *wire) strange(t testing.TB, mark int) []string {
 	var found []string
 	for _, p := range w.packets[mark:end] {
 		f := p.parse()
-		if w.expected[f.dport] || w.expected[f.sport] || ownChatter(p) {
+		if w.expected[f.dport] || w.expected[f.sport] || ownChatter(p) || strings.Contains(string(p.data), w.secret) {
 			continue
 		}
 		found = append(found, p.String())
