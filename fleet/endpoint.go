@@ -227,6 +227,9 @@ func (e *Endpoint) parseHost(s, host string) error {
 		return wrong("put an IPv6 address in brackets: ["+prefix.String()+"]", "malformed host in endpoint %s", quote(s))
 	case a.Is4() && bracketed:
 		return wrong("brackets hold IPv6 addresses", "malformed address in endpoint %s", quote(s))
+	case a.IsUnspecified() && prefix.IsSingleIP():
+		// A kernel takes it for its own loopback: bj's, when it tries the endpoint.
+		return wrong("write 0.0.0.0/0 or ::/0 for every address", "%s in endpoint %s is nobody's address", a, quote(s))
 	}
 	e.Prefix = prefix
 	return nil
