@@ -27,6 +27,10 @@ var (
 	pageJS string
 )
 
+// headJS runs before the body is read, so that a large table is not laid out
+// where the picture hides it.
+const headJS = `document.documentElement.classList.add("live", "picture");`
+
 // WriteHTML writes the picture as one page that requests nothing: style, script
 // and data are inside, and its Content-Security-Policy lets only them in.
 // Without script it is a table that says the same. Title is plain text.
@@ -43,7 +47,7 @@ func (p *Picture) WriteHTML(w io.Writer, title string) error {
 		}
 	}
 	parts := strings.NewReplacer(
-		"{{.ScriptHash}}", contentHash(script), "{{.StyleHash}}", contentHash(pageCSS),
+		"{{.HeadHash}}", contentHash(headJS), "{{.Head}}", headJS, "{{.ScriptHash}}", contentHash(script), "{{.StyleHash}}", contentHash(pageCSS),
 		"{{.Style}}", pageCSS, "{{.Script}}", script, "{{.Data}}", data.String(),
 		"{{.Title}}", text(title), "{{.Summary}}", text(p.summary()), "{{.Shown}}", text(p.tableShown()),
 		"{{.Table}}", p.table(), "{{.Cycles}}", p.cycleList(),
@@ -305,6 +309,12 @@ func (p *Picture) tableShown() string {
 	return "The table has " + plural(len(p.graph.services), "service") + " of " + count(len(p.graph.services)) + "."
 }
 
+// tableRows is how many rows a table has: a browser lays out one after the other
+// as they come into view.
+const tableRows = 200
+
+const tableHead = `<thead><tr><th scope="col">Service</th><th scope="col">Owner</th><th scope="col">State</th><th scope="col">Layer</th><th scope="col">Comes back from nothing</th><th scope="col">Cycle</th><th scope="col">Needs</th><th scope="col">Needed by</th><th scope="col">Declared at</th></tr></thead>`
+
 // table says in rows what the picture shows.
 func (p *Picture) table() string {
 	g := p.graph
@@ -323,8 +333,14 @@ func (p *Picture) table() string {
 		needs[from] = append(needs[from], i)
 	}
 	var b strings.Builder
-	b.WriteString("<table id=\"table\"><thead><tr><th scope=\"col\">Service</th><th scope=\"col\">Owner</th><th scope=\"col\">State</th><th scope=\"col\">Layer</th><th scope=\"col\">Comes back from nothing</th><th scope=\"col\">Cycle</th><th scope=\"col\">Needs</th><th scope=\"col\">Needed by</th><th scope=\"col\">Declared at</th></tr></thead>\n<tbody>\n")
+	b.WriteString("<div id=\"table\">\n")
 	for s := range g.services {
+		if s%tableRows == 0 {
+			if s > 0 {
+				b.WriteString("</tbody></table></div>\n")
+			}
+			fmt.Fprintf(&b, "<div class=\"part\"><table><caption>Services %s to %s of %s</caption>%s<tbody>\n", count(s+1), count(min(s+tableRows, len(g.services))), count(len(g.services)), tableHead)
+		}
 		v, box := &g.services[s], &p.boxes[p.boxOf[s]]
 		back, class := "in wave "+strconv.Itoa(wave[s]), ""
 		switch {
@@ -354,7 +370,10 @@ func (p *Picture) table() string {
 		}
 		fmt.Fprintf(&b, "</td><td><i>%s</i></td></tr>\n", text(at(v.File, v.Line)))
 	}
-	b.WriteString("</tbody></table>")
+	if len(g.services) > 0 {
+		b.WriteString("</tbody></table></div>\n")
+	}
+	b.WriteString("</div>")
 	return b.String()
 }
 

@@ -42,7 +42,7 @@ const (
 	placeRows = 24
 	// placeAspect is the width of a cell by its height: layers are folded into
 	// several columns until the picture is about as wide as a screen.
-	placeAspect, screenAspect = 4.6, 1.7
+	placeAspect, screenAspect = 6.4, 1.6
 	// maxLanes is how many lanes a gap has; trunks beyond share them.
 	maxLanes = 6
 )

@@ -4,7 +4,6 @@
 const $ = (id) => document.getElementById(id);
 const num = (n) => n.toLocaleString("en");
 const many = (n, noun) => n === 1 ? "1 " + noun : num(n) + " " + (noun.endsWith("x") ? noun + "es" : noun + "s");
-document.documentElement.classList.add("live", "picture");
 
 const data = JSON.parse($("data").textContent);
 const model = new Model(data);
@@ -19,6 +18,7 @@ let outage = null;
 
 const picture = new Picture($("canvas"), model, {
   dim: () => far !== null || path !== null,
+  plain: () => far === null && path === null && outage === null && onPath.size === 0,
   lines: () => lines,
   layerName: (l) => layerNames[l],
   service: (s) => look(s),
@@ -275,7 +275,8 @@ let tableReady = null;
 function rows() {
   if (state.view !== "table") return;
   tableReady = tableReady || [...document.querySelectorAll("#table tbody tr")];
-  tableReady.forEach((tr, i) => { tr.hidden = !picture.shown[i]; });
+  tableReady.forEach((tr, i) => { if (tr.hidden === !!picture.shown[i]) tr.hidden = !picture.shown[i]; });
+  document.querySelectorAll("#table .part").forEach((part) => { part.hidden = !part.querySelector("tbody tr:not([hidden])"); });
 }
 
 // Search.

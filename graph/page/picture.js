@@ -26,13 +26,15 @@ class Picture {
     const css = getComputedStyle(document.documentElement), c = {};
     for (const k of ["paper", "band", "card", "ink", "soft", "line", "hair", "edge", "accent", "needs", "users", "good", "bad", "badcard", "warn", "warncard", "goodcard"]) c[k] = css.getPropertyValue("--" + k).trim();
     this.c = c;
+    this.ownerColors = null;
     this.mono = css.getPropertyValue("--mono").trim();
     this.dark = matchMedia("(prefers-color-scheme: dark)").matches;
   }
 
   ownerColor(s) {
-    const o = this.d.services.owner[s];
-    return `hsl(${(o * 137.508) % 360} ${this.dark ? "45% 62%" : "50% 45%"})`;
+    const dark = this.dark;
+    this.ownerColors = this.ownerColors || this.d.owners.map((_, o) => `hsl(${(o * 137.508) % 360} ${dark ? "42% 60%" : "48% 46%"})`);
+    return this.ownerColors[this.d.services.owner[s]];
   }
 
   resize(factor) {
@@ -84,15 +86,18 @@ class Picture {
     this.visible = new Uint8Array(d.boxes.length);
     for (let s = 0; s < this.m.n; s++) if (this.shown[s]) this.visible[d.services.box[s]] = 1;
     this.at = this.measure(d.outer, (b) => this.visible[b], (b) => this.inner.has(b) ? this.inner.get(b).width + 2 * z.Pad : 0, (b) => this.inner.has(b) ? this.inner.get(b).height + z.Head + z.Pad : 0);
+    const o = d.outer, at = this.at;
+    this.rects = new Float64Array(4 * o.col.length);
+    for (let b = 0; b < o.col.length; b++) {
+      const inner = this.inner.get(b), c = o.col[b];
+      this.rects.set([at.x[c], at.y[o.row[b]], inner ? inner.width + 2 * z.Pad : Math.min(o.width[c], at.right[c] - at.x[c]), inner ? inner.height + z.Head + z.Pad : z.Cell], 4 * b);
+    }
     this.curves();
     this.stale();
   }
 
   // box returns where a box lies: x, y, width, height.
-  box(b) {
-    const o = this.d.outer, at = this.at, inner = this.inner.get(b), z = this.z, c = o.col[b];
-    return inner ? [at.x[c], at.y[o.row[b]], inner.width + 2 * z.Pad, inner.height + z.Head + z.Pad] : [at.x[c], at.y[o.row[b]], Math.min(o.width[c], at.right[c] - at.x[c]), z.Cell];
-  }
+  box(b) { return this.rects.subarray(4 * b, 4 * b + 4); }
 
   // cell returns where a service lies, or the closed box that it is in.
   cell(s) {
@@ -179,10 +184,10 @@ class Picture {
   // Camera.
   fit() {
     if (!this.w) return;
-    const w = this.at.width + 40, h = this.at.height + 70;
-    this.scale = Math.min(1.25, this.w / w, this.h / h);
+    const top = 34, foot = Math.min(52, this.h / 8); // headings, and the legend
+    this.scale = Math.min(1.25, (this.w - 24) / Math.max(this.at.width, 1), (this.h - top - foot) / Math.max(this.at.height, 1));
     this.ox = (this.w - this.at.width * this.scale) / 2;
-    this.oy = Math.max((this.h - this.at.height * this.scale) / 2, 34);
+    this.oy = top + (this.h - top - foot - this.at.height * this.scale) / 2;
     this.touch();
   }
   zoom(factor, x, y) {
@@ -217,8 +222,8 @@ class Picture {
     const x = (px - this.ox) / this.scale, y = (py - this.oy) / this.scale, o = this.d.outer;
     for (let b = 0; b < o.col.length; b++) {
       if (!this.visible[b]) continue;
-      const [bx, by, bw, bh] = this.box(b);
-      if (x < bx || y < by || x > bx + bw || y > by + bh) continue;
+      const r = this.rects, k = 4 * b;
+      if (x < r[k] || y < r[k + 1] || x > r[k] + r[k + 2] || y > r[k + 1] + r[k + 3]) continue;
       const all = this.d.boxes[b].services;
       if (all.length === 1) return { box: b, service: all[0] };
       if (!this.inner.has(b)) return { box: b };
@@ -261,7 +266,7 @@ class Picture {
     const many = this.segs.length / 6;
     g.strokeStyle = back ? this.c.bad : this.c.edge;
     g.lineWidth = Math.max(1, 0.6 / this.scale);
-    g.globalAlpha = (back ? 0.7 : many > 20000 ? 0.16 : many > 4000 ? 0.25 : many > 800 ? 0.4 : 0.55) * (this.look.dim() ? 0.35 : 1);
+    g.globalAlpha = (back ? 0.7 : many > 20000 ? 0.09 : many > 4000 ? 0.22 : many > 800 ? 0.4 : 0.55) * (this.look.dim() ? 0.35 : 1);
     g.setLineDash(back ? [5, 3] : []);
   }
 
@@ -327,12 +332,14 @@ class Picture {
       for (const [a, b] of pairs) for (const s of this.edgeWay(a, b)) this.segment(g, ...s);
       g.stroke();
     }
-    for (let b = 0; b < o.col.length; b++) {
-      if (!this.visible[b]) continue;
-      const [x, y, w, h] = this.box(b);
-      if ((x + w) * this.scale + this.ox < 0 || x * this.scale + this.ox > this.w || (y + h) * this.scale + this.oy < 0 || y * this.scale + this.oy > this.h) continue;
-      this.component(g, b, x, y, w, h);
+    const r = this.rects, x0 = -this.ox / this.scale, y0 = top, x1 = x0 + this.w / this.scale, y1 = bottom, plain = this.scale < 0.3 && this.look.plain();
+    for (let b = 0, k = 0; b < o.col.length; b++, k += 4) {
+      if (!this.visible[b] || r[k] + r[k + 2] < x0 || r[k] > x1 || r[k + 1] + r[k + 3] < y0 || r[k + 1] > y1) continue;
+      if (plain && this.d.boxes[b].services.length === 1) { // nothing but an owner's colour could be seen
+        g.globalAlpha = 0.6; g.fillStyle = this.ownerColor(this.d.boxes[b].services[0]); g.fillRect(r[k], r[k + 1], r[k + 2], r[k + 3]);
+      } else { g.globalAlpha = 1; this.component(g, b, r[k], r[k + 1], r[k + 2], r[k + 3]); }
     }
+    g.globalAlpha = 1;
     this.headings(g);
     this.took = performance.now() - t0;
     this.frames = (this.frames || 0) + 1;
@@ -413,8 +420,9 @@ class Picture {
     g.globalAlpha = look.dim ? 0.22 : 1;
     g.fillStyle = look.fill || (assumed ? c.paper : c.card);
     if (far) {
-      if (!look.fill) { g.fillStyle = this.ownerColor(s); g.globalAlpha *= 0.75; }
+      if (!look.fill) { g.fillStyle = this.ownerColor(s); g.globalAlpha *= 0.6; }
       g.fillRect(x, y, w, h);
+      if (this.scale >= 0.3 && !look.dim) { g.globalAlpha = 1; g.fillStyle = c.ink; g.font = 8.5 / this.scale + "px " + this.mono; g.textBaseline = "middle"; g.fillText(fit(this.m.name[s], (w * this.scale - 6) / 5.15), x + 3 / this.scale, y + h / 2); }
       if (look.stroke) { g.globalAlpha = 1; g.strokeStyle = look.stroke; g.lineWidth = Math.max(2, 1.6 / this.scale); g.strokeRect(x, y, w, h); }
       g.globalAlpha = 1;
       return;
