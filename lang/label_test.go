@@ -123,6 +123,7 @@ func TestNearest(t *testing.T) {
 		{"abc", []string{"xyz"}, ""},
 		{"Names", []string{"names"}, "names"},
 		{"ab", []string{"abd", "abc"}, "abc"},
+		{"setp", []string{"set", "step"}, "step"},
 	} {
 		if got := Nearest(c.x, c.from); got != c.want {
 			t.Errorf("Nearest(%q, %v) = %q, want %q", c.x, c.from, got, c.want)

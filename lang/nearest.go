@@ -8,7 +8,8 @@ import (
 // Nearest returns the candidate that x was most likely meant to be, or "" if
 // none is near: by edit distance with transpositions (Damerau's optimal string
 // alignment), of at most a third of the length and one more, blind to case and
-// underscores. Of equals it is the first in order of the alphabet.
+// underscores. Of equals it is one as long as x, since letters are swapped more
+// often than lost, then the first in order of the alphabet.
 func Nearest(x string, candidates []string) string {
 	folded := fold(x)
 	limit := len(folded)/3 + 1
@@ -21,7 +22,8 @@ func Nearest(x string, candidates []string) string {
 			continue
 		}
 		d := distance(folded, fold(c), limit)
-		if d < bestDistance || d == bestDistance && best != "" && c < best {
+		same, bestSame := len(c) == len(x), len(best) == len(x)
+		if d < bestDistance || d == bestDistance && best != "" && (same && !bestSame || same == bestSame && c < best) {
 			best, bestDistance = c, d
 		}
 	}
