@@ -59,8 +59,11 @@ func (l *linker) link() {
 			}
 		}
 	}
-	for name := range l.services {
+	for name, d := range l.services {
 		l.names = append(l.names, name)
+		if d.s != nil && d.s.Known != "" {
+			l.r.Fleet.Services = append(l.r.Fleet.Services, d.s)
+		}
 	}
 	for _, d := range all {
 		modules := t.Closure(d.m.File)
@@ -75,9 +78,28 @@ func (l *linker) link() {
 	}
 }
 
+// addKnown makes the services of graphs that other repositories saved known. A
+// service that the workspace declares, too, is the workspace's.
+func (l *linker) addKnown(read func(string) ([]*fleet.Service, error)) {
+	w := &l.r.Fleet.Workspace
+	for _, file := range w.Known {
+		services, err := read(file)
+		if err != nil {
+			l.r.add(diag.Diagnostic{Pos: w.Pos, Severity: diag.Error, Rule: "known", Message: err.Error(),
+				Hint: "save one there with bj graph --format json"}, lang.SettingsFile)
+			continue
+		}
+		for _, s := range services {
+			if l.services[s.Name] == nil {
+				l.services[s.Name] = &declaredService{s, lang.SettingsFile}
+			}
+		}
+	}
+}
+
 func (l *linker) addService(m *lang.Module, s *fleet.Service) {
 	s.FileDoc = m.Doc
-	if first := l.services[s.Name]; first != nil && first.s != nil {
+	if first := l.services[s.Name]; first != nil && first.s != nil && first.s.Known == "" {
 		l.duplicate(fmt.Sprintf("service %q is declared twice", s.Name), "service", declaration(s.Pos, s.Stack, "service"), m.File,
 			declaration(first.s.Pos, first.s.Stack, "service"), first.module)
 		return

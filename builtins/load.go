@@ -29,6 +29,9 @@ type Options struct {
 	Print  func(pos diag.Pos, text string)
 	Limits lang.Limits
 	Jobs   int // modules at once; GOMAXPROCS
+	// Known reads the services of a graph that another repository saved, whose
+	// path is absolute or relative to the workspace. With nil, none is known.
+	Known func(file string) ([]*fleet.Service, error)
 }
 
 // A Result is all that a workspace declares, and all mistakes in it.
@@ -92,6 +95,9 @@ func Load(ctx context.Context, ws *lang.Workspace, opts Options) (*Result, error
 	t.Settings = st.Settings
 	r.tree = t
 	l := &linker{r: r, services: make(map[string]*declaredService, len(t.Modules)), labels: make(map[string]*fleet.Recipe, len(t.Modules))}
+	if opts.Known != nil {
+		l.addKnown(opts.Known)
+	}
 	l.link()
 	r.finish()
 	return r, nil

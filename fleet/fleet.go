@@ -92,7 +92,11 @@ type Service struct {
 	Package  string    `json:"package"`
 	Listens  []Ports   `json:"listens"`
 	Pathways []Pathway `json:"pathways"` // in order; a service without endpoints has the one pathway "default"
-	Pos      diag.Pos  `json:"pos"`
+	// Known is the file of the saved graph that declares it, where another
+	// repository does; empty for a service of this workspace. It has no
+	// endpoints here.
+	Known string   `json:"known,omitempty"`
+	Pos   diag.Pos `json:"pos"`
 	// Stack is the way from Pos, at the top level of its module, through macros
 	// to the declaration itself; empty where there is no macro.
 	Stack []diag.Frame `json:"stack,omitempty"`

@@ -23,7 +23,8 @@ type Options struct {
 	// AssumeDown takes what is assumed as lost.
 	AssumeDown bool
 	// Known are graphs saved by other repositories. A service that the fleet
-	// declares, or an earlier one of them, is the one that counts.
+	// declares, or an earlier one of them, is the one that counts. They must be
+	// those of the fleet's services that have Known set.
 	Known []*Saved
 }
 
@@ -32,6 +33,9 @@ type Options struct {
 func New(f *fleet.Fleet, o Options) (*Graph, error) {
 	d := newDraft()
 	for _, s := range f.Services {
+		if s.Known != "" {
+			continue // from Options.Known, with what is known of it
+		}
 		names := make([]string, len(s.Pathways))
 		for i := range s.Pathways {
 			names[i] = s.Pathways[i].Name

@@ -140,9 +140,9 @@ type Graph struct {
 
 // facts are counted while building, for Stats.
 type facts struct {
-	tools     []Count
-	stdlib    []Count
-	results   bool // recorded results were given
+	tools   []Count
+	stdlib  []Count
+	results bool // recorded results were given
 }
 
 // edge is an Edge as it is stored.

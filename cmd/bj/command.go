@@ -28,6 +28,7 @@ type command struct {
 func commands() []*command {
 	return []*command{
 		testCommand(),
+		graphCommand(),
 		listCommand(),
 		showCommand(),
 		fmtCommand(),
@@ -41,7 +42,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"graph", "runbook", "pare", "shell", "history", "pool", "report", "drill", "lsp"}
+var later = [...]string{"runbook", "pare", "shell", "history", "pool", "report", "drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

@@ -171,8 +171,8 @@ var exits = [...]struct {
 	code int
 	text string
 }{
-	{exitOK, "every recipe recovered; an empty shard; nothing changed"},
-	{exitNotRecovered, "at least one did not recover; `fmt --check` or `lint` found something"},
+	{exitOK, "every recipe recovered; no blocking cycle that is not waived; an empty shard; nothing changed"},
+	{exitNotRecovered, "at least one did not recover; a blocking cycle that is not waived; `fmt --check` or `lint` found something"},
 	{exitUsage, "usage, or a mistake in a `.star` file"},
 	{exitError, "at least one `error`, and none that did not recover; this machine cannot do it; `bj` itself could not read or write something"},
 	{exitNothing, "a pattern matched nothing, or only `manual` recipes; nothing is run"},

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"bj/builtins"
 	"bj/fleet"
+	"bj/graph"
 	"bj/lang"
 	"bj/lang/diag"
 	"bj/stdlib"
@@ -69,7 +71,7 @@ func (e *env) loadWorkspace(ctx context.Context) (*lang.Workspace, *builtins.Res
 	if err != nil {
 		return nil, nil, err
 	}
-	opts := builtins.Options{Version: version, Stdlib: stdlib.FS, NoCache: e.noCache, Print: e.print}
+	opts := builtins.Options{Version: version, Stdlib: stdlib.FS, NoCache: e.noCache, Print: e.print, Known: knownServices(ws)}
 	if dir, err := e.cacheDir(); err == nil {
 		opts.CacheDir = filepath.Join(dir, "load")
 	}
@@ -78,6 +80,46 @@ func (e *env) loadWorkspace(ctx context.Context) (*lang.Workspace, *builtins.Res
 		return nil, nil, context.Cause(ctx)
 	}
 	return ws, result, err
+}
+
+// knownServices reads the services of graphs that other repositories saved.
+func knownServices(ws *lang.Workspace) func(file string) ([]*fleet.Service, error) {
+	return func(file string) ([]*fleet.Service, error) {
+		saved, err := readSaved(ws, file)
+		if err != nil {
+			return nil, err
+		}
+		services := make([]*fleet.Service, 0, len(saved.Services))
+		for _, s := range saved.Services {
+			if s.State == graph.Unowned {
+				continue
+			}
+			x := &fleet.Service{Name: s.Name, Owner: s.Owner, Kind: fleet.Kind(s.Kind), Package: s.Package, Listens: []fleet.Ports{}, Known: file,
+				Pos: diag.Pos{File: s.File, Line: s.Line}}
+			for _, name := range s.Pathways {
+				x.Pathways = append(x.Pathways, fleet.Pathway{Name: name, Endpoints: []fleet.Endpoint{}})
+			}
+			services = append(services, x)
+		}
+		return services, nil
+	}
+}
+
+// readSaved reads a saved graph of workspace(known = ...).
+func readSaved(ws *lang.Workspace, file string) (*graph.Saved, error) {
+	path := file
+	if !filepath.IsAbs(path) {
+		path = ws.Path(file)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading a known graph: %w", err)
+	}
+	saved, err := graph.ReadSaved(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return saved, nil
 }
 
 // print shows what a file prints.
