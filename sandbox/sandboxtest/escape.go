@@ -39,6 +39,16 @@ type battle struct {
 	watch   *watcher
 	mark    int
 	marker  string
+	attack  string // its name
+}
+
+// unpromised reports whether an attacker's line tells what docs/seal.md, under
+// "What is not promised", says that root in a machine can do to that machine.
+func (s *suite) unpromised(attack, line string) bool {
+	if attack == "connections made up" && strings.HasPrefix(line, fmt.Sprintf("heard udp 127.0.0.1:%d on [::]:%d:", openUDP, darkPort)) {
+		return true
+	}
+	return !s.root && strings.HasPrefix(line, "BREACH") && strings.Contains(line, "process 1")
 }
 
 func (s *suite) battle(t *testing.T) *battle {
@@ -118,7 +128,9 @@ func (b *battle) verdict(t *testing.T, attacker *running) {
 	}
 	var inside []string
 	for _, line := range attacker.lines() {
-		if strings.HasPrefix(line, "heard ") || strings.HasPrefix(line, "BREACH") {
+		if b.s.unpromised(b.attack, line) {
+			t.Logf("docs/seal.md does not promise against this: %s", line)
+		} else if strings.HasPrefix(line, "heard ") || strings.HasPrefix(line, "BREACH") {
 			inside = append(inside, line)
 		}
 	}
@@ -216,6 +228,7 @@ func (s *suite) assault(t *testing.T, name, user string) {
 		t.Skip("an ordinary user's machines have root alone")
 	}
 	b := s.battle(t)
+	b.attack = name
 	r := start(t, b.env.Machines()[0], sandbox.Command{User: user, Argv: []string{
 		toolPath, guestCommand, "attack", name, b.marker,
 		net.JoinHostPort("203.0.113.1", fmt.Sprint(b.o.dark4)), net.JoinHostPort("203.0.113.1", fmt.Sprint(b.o.darkU)),
