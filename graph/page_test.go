@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
@@ -92,7 +93,7 @@ func openPage(t testing.TB, browser context.Context, g *Graph, hash string) *tab
 		case *runtime.EventConsoleAPICalled:
 			note("the script wrote to the console: %s", ev.Type)
 		case *network.EventRequestWillBeSent:
-			if url, _, _ := strings.Cut(ev.Request.URL, "#"); url != p.file {
+			if url, _, _ := strings.Cut(ev.Request.URL, "#"); url != p.file && !strings.HasPrefix(url, "data:") {
 				note("it requested %s", ev.Request.URL)
 			}
 		}
@@ -151,11 +152,17 @@ func quoted(v any) string {
 	return string(text)
 }
 
-// press sends keys to what has the focus.
+// press sends keys to what has the focus: named ones of kb, and characters. A
+// character's key and its text are one event, as in life, so that a handler may
+// take it.
 func (p *tab) press(keys ...string) {
 	p.Helper()
 	for _, k := range keys {
-		p.run(chromedp.KeyEvent(k))
+		if k < " " || k > "~" {
+			p.run(chromedp.KeyEvent(k))
+			continue
+		}
+		p.run(input.DispatchKeyEvent(input.KeyDown).WithKey(k).WithText(k), input.DispatchKeyEvent(input.KeyUp).WithKey(k))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -84,11 +85,15 @@ func (s *svg) write(title string) {
 	s.WriteString("</g>\n")
 	for _, n := range panels {
 		b := &p.boxes[n.box]
-		fmt.Fprintf(s, "<text class=\"l\" x=\"%g\" y=\"%g\">Inside: %s of %s</text>\n", svgMargin, head+n.y, text(b.sort()), text(p.name(n.box)))
+		fmt.Fprintf(s, "<text class=\"l\" x=\"%g\" y=\"%g\">Inside %s: %s</text>\n", svgMargin, head+n.y, text(p.name(n.box)), text(b.sort()))
 		fmt.Fprintf(s, "<g transform=\"translate(%g %g)\">\n", svgMargin, head+n.y+svgLine/2)
 		s.edges(b.inner, &n.at, b.edges)
 		for m, service := range b.services {
-			s.service(&p.graph.services[service], "", b.inner, &n.at, m)
+			class := ""
+			if slices.Contains(p.graph.Needs(service), service) {
+				class = " cyclic"
+			}
+			s.service(&p.graph.services[service], class, b.inner, &n.at, m)
 		}
 		s.WriteString("</g>\n")
 	}
@@ -98,23 +103,24 @@ func (s *svg) write(title string) {
 // shown says how much of the graph the picture shows: all of it, some of it
 // within components that are drawn as one.
 func (p *Picture) shown() string {
-	inside, closed, drawn := 0, 0, 0
+	inside, closed, within, all := 0, 0, 0, 0
 	for i := range p.boxes {
 		if n := len(p.boxes[i].services); n > 1 {
 			inside += n
 			closed++
 		}
 	}
-	for _, w := range p.weight {
-		drawn += w
-	}
-	all := 0
-	for s := range p.graph.services {
-		all += len(p.graph.Needs(s))
+	for s, b := range p.boxOf {
+		for _, n := range p.graph.Needs(s) {
+			all++
+			if p.boxOf[n] == b && len(p.boxes[b].services) > 1 {
+				within++
+			}
+		}
 	}
 	out := fmt.Sprintf("Showing %s and %s.", plural(len(p.boxOf), "service"), plural(all, "need"))
 	if closed > 0 {
-		out += fmt.Sprintf(" %s and %s among them are drawn as %s, and by themselves below.", plural(inside, "service"), plural(all-drawn, "need"), plural(closed, "box"))
+		out += fmt.Sprintf(" %s and %s among them are drawn as %s, and by themselves below.", plural(inside, "service"), plural(within, "need"), plural(closed, "box"))
 	}
 	return out
 }

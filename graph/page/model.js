@@ -37,12 +37,14 @@ class Model {
     // Neighbours by service, without repeats.
     this.out = lists(this.n);
     this.inn = lists(this.n);
+    this.self = new Uint8Array(this.n);
     const seen = new Int32Array(this.n).fill(-1);
     for (let i = 0; i < this.n; i++) {
       for (const x of this.ways[i]) {
         if (r.excluded[x] === "unpared") continue;
         for (let k = this.edgesOf[x]; k < this.edgesOf[x + 1]; k++) {
           const to = e.to[k];
+          if (to === i) this.self[i] = 1;
           if (seen[to] !== i) { seen[to] = i; this.out[i].push(to); this.inn[to].push(i); }
         }
       }

@@ -166,6 +166,10 @@ class Picture {
         segs.push(g[0], g[1], g[2], g[3], g[4], back ? 1 : 0);
       }
     };
+    for (let s = 0; s < this.m.n; s++) { // a need of itself is a word in its box
+      const b = this.d.services.box[s];
+      if (this.m.self[s] && this.visible[b] && (this.d.boxes[b].services.length === 1 || this.open.has(b))) drawn++;
+    }
     const o = this.d.outer;
     this.d.boxEdges.forEach(([a, b], i) => {
       if (!this.visible[a] || !this.visible[b]) return;
@@ -370,7 +374,7 @@ class Picture {
 
   component(g, b, x, y, w, h) {
     const box = this.d.boxes[b], c = this.c;
-    if (box.services.length === 1) return this.service(g, box.services[0], x, y, w, h, box.cyclic);
+    if (box.services.length === 1) return this.service(g, box.services[0], x, y, w, h, this.m.self[box.services[0]]);
     const far = this.scale < 0.4, open = this.inner.has(b), look = this.look.box(b);
     g.globalAlpha = look.dim ? 0.3 : 1;
     g.fillStyle = box.blocking ? c.badcard : box.cyclic ? c.warncard : c.card;
@@ -387,7 +391,7 @@ class Picture {
       g.fillText("⟳ " + box.below + (look.note ? " · " + look.note : ""), x + 12, y + 18);
       g.globalAlpha = 1;
       if (!far) this.insideEdges(g, b);
-      for (const s of box.services) { const [cx, cy, cw, ch] = this.cell(s); this.service(g, s, cx, cy, cw, ch); }
+      for (const s of box.services) { const [cx, cy, cw, ch] = this.cell(s); this.service(g, s, cx, cy, cw, ch, this.m.self[s]); }
     } else {
       g.font = "12px " + this.mono;
       g.fillText("⟳", x + 9, y + h / 2 + 4);
