@@ -91,6 +91,7 @@ if ($mode eq "serve") {
             accept(my $c, $s) or next;
             syswrite($c, "hello from $name\n");
             close($c);
+            exit 1 if $ENV{ONCE};
         }
     }
 }
