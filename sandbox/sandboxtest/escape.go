@@ -45,7 +45,7 @@ type battle struct {
 // unpromised reports whether an attacker's line tells what docs/seal.md, under
 // "What is not promised", says that root in a machine can do to that machine.
 func (s *suite) unpromised(attack, line string) bool {
-	if attack == "connections made up" && strings.HasPrefix(line, fmt.Sprintf("heard udp 127.0.0.1:%d on [::]:%d:", openUDP, darkPort)) {
+	if attack == "connections made up" && strings.HasPrefix(line, "heard udp ") && strings.Contains(line, fmt.Sprintf(":%d on [::]:%d:", openUDP, darkPort)) {
 		return true
 	}
 	return !s.root && strings.HasPrefix(line, "BREACH") && strings.Contains(line, "process 1")
