@@ -53,24 +53,24 @@ var (
 )
 
 // labAllowed is what some recipe of testdata/verdicts allows: nobody may come to
-// anything else. Sweeping names its own part of it.
+// anything else.
 var labAllowed = []string{
 	"tcp 192.0.2.10 7000", "udp 192.0.2.10 7001", "tcp 192.0.2.10 8000", "tcp 192.0.2.10 8001", "tcp 192.0.2.10 8002", "udp 192.0.2.10 8000", "udp 192.0.2.10 8001",
 	"tcp 198.51.100.1 7000", "tcp 198.51.100.2 7000", "tcp 2001:db8:1::10 7000", "udp 2001:db8:1::10 7001",
 }
 
-// staticBJ is bj as it is shipped, built once for all tests, in a folder that
-// everyone can read.
-var staticBJ = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "bj-verdicts-program-")
+// staticBJ is the program bj as it is shipped, built once for all tests.
+var staticBJ = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "bj-verdicts-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	built, err := staticAgent(context.Background(), dir, func(string) {})
+	defer os.RemoveAll(dir)
+	path, err := staticAgent(context.Background(), dir, func(string) {})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return built, os.Chmod(dir, 0o755)
+	return os.ReadFile(path)
 })
 
 // newLab opens a lab that lives as long as the test.
@@ -85,11 +85,7 @@ func newLab(t *testing.T) *lab {
 	}
 	// What is left behind is found by its program, so each lab has its own.
 	own := filepath.Join(openDir(t), "bj")
-	data, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(own, data, 0o755); err != nil {
+	if err := os.WriteFile(own, program, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
