@@ -256,7 +256,7 @@ func EvalDiagnostic(err error) diag.Diagnostic {
 	case errors.As(err, &limit):
 		d.Rule = "limit"
 		d.Message = "evaluation " + limit.reason
-		d.Hint = "a file describes recipes; compute less in it"
+		d.Hint = "a file describes; compute less in it"
 	case errors.As(err, &coded):
 		d.Rule, d.Hint = coded.Rule, coded.Hint
 	}
