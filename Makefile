@@ -10,11 +10,14 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 
-# What the tests need of Debian, and the programs by which it is seen that they
-# are there: the seal's rules are read back with nft, links with ip, lease times
-# are compared with bwrap, and the tests of --changed-since make a repository.
-PROGRAMS := nft ip bwrap git dpkg-deb
-PACKAGES := nftables iproute2 bubblewrap git dpkg
+# What the tests need, as program:package of Debian; what is there already stays
+# as it is: the seal's rules are read back with nft, links with ip, lease times
+# are compared with bwrap, the tests of --changed-since make a repository, and
+# the graph's page is opened in a Chromium, where axe-core looks at it.
+NEEDS := nft:nftables ip:iproute2 bwrap:bubblewrap git:git dpkg-deb:dpkg chromium:chromium npm:npm
+
+AXE       := axe-core@4.14.1
+TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
 
 .PHONY: build test bench setup fmt vet staticcheck govulncheck layout unit fleet
 
@@ -26,13 +29,15 @@ test: setup fmt vet staticcheck govulncheck layout fleet unit
 # setup installs what is missing, and nothing where nothing is.
 setup:
 	@missing=; \
-	for p in $(PROGRAMS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	for n in $(NEEDS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $${n%%:*} >/dev/null || missing="$$missing $${n##*:}"; done; \
 	if [ -n "$$missing" ]; then \
-		echo "== setup: installing $(PACKAGES) (missing:$$missing)"; \
+		echo "== setup: installing$$missing"; \
 		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 		export DEBIAN_FRONTEND=noninteractive; \
-		$$sudo apt-get update -qq </dev/null && $$sudo apt-get install -qq -y --no-install-recommends $(PACKAGES) </dev/null >/dev/null; \
+		$$sudo apt-get update -qq </dev/null && $$sudo apt-get install -qq -y --no-install-recommends $$missing </dev/null >/dev/null; \
 	fi
+	@dir="$(TESTCACHE)/$(subst @,-,$(AXE))"; \
+	[ -f "$$dir/node_modules/axe-core/axe.min.js" ] || { echo "== setup: $(AXE), for tests"; mkdir -p "$$dir"; npm install --silent --no-audit --no-fund --prefix "$$dir" $(AXE) </dev/null >/dev/null; }
 	@echo "== setup: $$($(GO) version)"
 	@$(GO) mod download
 

@@ -125,7 +125,7 @@ func pageOutage(t *testing.T, browser context.Context, g *Graph) {
 	p.click("packages")
 	contains(p, `document.getElementById("outb").textContent`, "1 service down", "1 come back in 1 wave", "0 stuck")
 	p.run(chromedp.Click("#spread", chromedp.ByID))
-	contains(p, `document.getElementById("outb").textContent`, "1 service down", "lost with them")
+	contains(p, `document.getElementById("outb").textContent`, "1 service down, 6 lost with it")
 	p.run(chromedp.Click("#downall", chromedp.ByID))
 	contains(p, `document.getElementById("outb").textContent`, "10 services down", "3 stuck")
 	contains(p, `document.getElementById("outlist").textContent`, "Stuck in a cycle: 3", "directory", "secrets", "sidecar")

@@ -15,6 +15,8 @@ let state = fresh();
 let far = null; // distances from what is selected
 let path = null; // edges of why
 let outage = null;
+let lines = []; // those that are asked for: colour, width, pairs of services
+let onPath = new Set();
 
 const picture = new Picture($("canvas"), model, {
   dim: () => far !== null || path !== null,
@@ -38,8 +40,6 @@ const layerNames = data.outer.bands.map((_, l) => l);
   layerNames.forEach((l) => { layerNames[l] = (same[l] ? "Wave " : "Layer ") + (l + 1); });
 }
 
-let lines = [];
-let onPath = new Set();
 const dimmed = () => far !== null || path !== null;
 const bright = (s) => path ? onPath.has(s) : far ? !Number.isNaN(far[s]) : true;
 
@@ -52,7 +52,7 @@ function look(s) {
     else if (w === 0) { out.note = "assumed to come back"; }
     else if (state.step >= 0 && w > state.step) { out.fill = c.warncard; out.stroke = c.warn; out.note = "down until wave " + w; out.noteColor = c.warn; }
     else { out.fill = c.goodcard; out.stroke = c.good; out.note = "back in wave " + w; out.noteColor = c.good; }
-    if (state.down.has(s)) out.note = "down · " + out.note;
+    if (state.down.has(s) && state.down.size < model.n) out.note = "✕ " + out.note;
   }
   if (far && !Number.isNaN(far[s]) && s !== state.select && !out.stroke) out.stroke = far[s] < 0 ? c.needs : c.users;
   if (onPath.has(s)) out.stroke = c.accent;
@@ -70,7 +70,7 @@ function follow(change) {
   onPath = new Set(path ? path.flatMap((e) => [model.from(e), data.edges.to[e]]) : a >= 0 ? [a] : []);
   outage = state.down.size ? (change.outage || !outage ? model.outage([...state.down].sort((x, y) => x - y), state.spread) : outage) : null;
   lines = [];
-  if (path) lines.push({ color: picture.c.accent, width: 2.2, pairs: path.map((e) => [model.from(e), data.edges.to[e]]) });
+  if (path) lines.push({ color: "accent", width: 2.2, pairs: path.map((e) => [model.from(e), data.edges.to[e]]) });
   else if (far) {
     const needs = [], users = [];
     for (let v = 0; v < model.n; v++) {
@@ -83,7 +83,7 @@ function follow(change) {
         else if (v === s || w === s) (v === s ? needs : users).push([v, w]);
       }
     }
-    lines.push({ color: picture.c.needs, width: 1.8, pairs: needs }, { color: picture.c.users, width: 1.8, pairs: users });
+    lines.push({ color: "needs", width: 1.8, pairs: needs }, { color: "users", width: 1.8, pairs: users });
   }
   const shown = new Uint8Array(model.n);
   let count = 0;
@@ -94,7 +94,7 @@ function follow(change) {
   state.shownCount = count;
   const changed = shown.some((x, i) => x !== picture.shown[i]);
   picture.shown = shown;
-  if (changed || change.open) picture.compute(); else picture.stale();
+  if (changed || change.open) picture.compute(); else picture.mark();
   if (changed && change.fit !== false) picture.fit();
   panel(); tell(); rows();
   if (!change.quiet) save();
@@ -198,11 +198,12 @@ function whyPanel() {
 function outagePanel() {
   const downs = [...state.down];
   $("spread").checked = state.spread;
-  $("downs").replaceChildren(...downs.slice(0, 30).map((s) => el("li", {}, el("button", { type: "button", "aria-label": "Bring up " + model.name[s], onclick: () => toggleDown(s) }, model.name[s] + " ×"))), downs.length > 30 ? el("li", {}, "and " + num(downs.length - 30) + " more") : "");
+  if (downs.length === model.n && model.n > 1) $("downs").replaceChildren(el("li", {}, "Everything is down."));
+  else $("downs").replaceChildren(...downs.slice(0, 30).map((s) => el("li", {}, el("button", { type: "button", "aria-label": "Bring up " + model.name[s], onclick: () => toggleDown(s) }, model.name[s] + " ×"))), downs.length > 30 ? el("li", {}, "and " + num(downs.length - 30) + " more") : "");
   $("steprow").hidden = !outage || !outage.waves.length;
   if (!outage) { $("outb").replaceChildren(el("p", { class: "soft" }, "Nothing is down.")); $("outlist").replaceChildren(); return; }
   const lost = outage.lost.reduce((a, x) => a + x, 0), back = outage.waves.reduce((a, w) => a + w.length, 0), rest = lost - back - outage.stuck.length;
-  $("outb").replaceChildren(el("p", {}, many(downs.length, "service") + " down" + (lost > downs.length ? ", " + num(lost) + " lost with them" : "") + ". ",
+  $("outb").replaceChildren(el("p", {}, many(downs.length, "service") + " down" + (lost > downs.length ? ", " + num(lost - downs.length) + " lost with " + (downs.length === 1 ? "it" : "them") : "") + ". ",
     el("span", { class: "good" }, num(back) + " come back in " + many(outage.waves.length, "wave")), rest ? ", " + num(rest) + " are assumed to" : "", ", ",
     el("span", { class: outage.stuck.length ? "bad" : "good" }, num(outage.stuck.length) + " stuck"), "."));
   $("step").max = String(outage.waves.length);

@@ -40,10 +40,9 @@ class Picture {
   resize(factor) {
     const r = this.canvas.getBoundingClientRect(), k = factor || devicePixelRatio || 1;
     if (!r.width || !r.height) return;
-    const first = !this.w;
     this.w = r.width; this.h = r.height; this.k = k;
     this.canvas.width = Math.round(r.width * k); this.canvas.height = Math.round(r.height * k);
-    if (first && !this.placed) this.fit();
+    if (!this.placed) this.fit();
     this.stale();
   }
 
@@ -93,7 +92,7 @@ class Picture {
       this.rects.set([at.x[c], at.y[o.row[b]], inner ? inner.width + 2 * z.Pad : Math.min(o.width[c], at.right[c] - at.x[c]), inner ? inner.height + z.Head + z.Pad : z.Cell], 4 * b);
     }
     this.curves();
-    this.stale();
+    this.mark();
   }
 
   // box returns where a box lies: x, y, width, height.
@@ -185,6 +184,32 @@ class Picture {
     this.drawn = drawn; // needs between services that lines stand for
   }
 
+  // mark takes the lines that are asked for, each once.
+  mark() {
+    this.marks = this.look.lines().map(({ color, width, pairs }) => {
+      const segs = [], inside = new Map(), seen = new Set();
+      for (const [p, q] of pairs) {
+        const way = this.edgeWay(p, q), boxes = [this.d.services.box[p], this.d.services.box[q]].filter((b) => this.inner.has(b));
+        for (const s of way) {
+          const key = s.join();
+          if (seen.has(key)) continue;
+          seen.add(key);
+          segs.push(...s, 0);
+          for (const b of boxes) { if (!inside.has(b)) inside.set(b, []); inside.get(b).push(...s, 0); }
+        }
+      }
+      return { color, width, segs, inside };
+    });
+    this.manyMarks = this.marks.reduce((n, m) => n + m.segs.length, 0) > 6 * 1500;
+    this.stale();
+  }
+  markStyle(g, mark) {
+    g.setLineDash([]);
+    g.strokeStyle = this.c[mark.color];
+    g.lineWidth = this.manyMarks ? Math.max(1, 0.7 / this.scale) : Math.max(mark.width, mark.width * 0.7 / this.scale);
+    g.globalAlpha = this.manyMarks ? 0.3 : 1;
+  }
+
   // Camera.
   fit() {
     if (!this.w) return;
@@ -237,10 +262,11 @@ class Picture {
     return null;
   }
 
-  // stroke draws segments lo to hi whose box touches the view; it returns false
-  // once time is over, with this.next at where to go on.
-  stroke(g, lo, hi, back, deadline) {
-    const s = this.segs, x0 = -this.ox / this.scale, y0 = -this.oy / this.scale, x1 = x0 + this.w / this.scale, y1 = y0 + this.h / this.scale;
+  // stroke draws those of segments s, from lo on, that run as back says and whose
+  // box touches the view; it returns false once time is over, with this.next at
+  // where to go on.
+  stroke(g, s, lo, back, deadline) {
+    const hi = s.length, x0 = -this.ox / this.scale, y0 = -this.oy / this.scale, x1 = x0 + this.w / this.scale, y1 = y0 + this.h / this.scale;
     let i = lo, path = 0;
     g.beginPath();
     for (; i < hi; i += 6) {
@@ -278,9 +304,9 @@ class Picture {
   // last, moved, and again from anew once the picture rests, a little in each
   // frame.
   edges(g) {
-    if (this.segs.length <= 6 * 1500) {
+    if (this.segs.length <= 6 * 1500 && !this.manyMarks) {
       this.camera2d(g);
-      for (const back of [0, 1]) { this.edgeStyle(g, back); this.stroke(g, 0, this.segs.length, back); }
+      for (const back of [0, 1]) { this.edgeStyle(g, back); this.stroke(g, this.segs, 0, back); }
       g.globalAlpha = 1; g.setLineDash([]);
       return;
     }
@@ -295,9 +321,11 @@ class Picture {
       }
       const b = this.back, gl = b.canvas.getContext("2d"), deadline = performance.now() + 10;
       this.camera2d(gl);
-      this.edgeStyle(gl, b.pass);
-      if (this.stroke(gl, b.at, this.segs.length, b.pass, deadline)) { b.pass++; b.at = 0; } else b.at = this.next;
-      if (b.pass === 2) { this.front = b; this.back = null; }
+      // First all lines, then those that are asked for, if they are many.
+      const late = this.manyMarks ? this.marks : [], mark = late[b.pass - 2];
+      if (mark) this.markStyle(gl, mark); else this.edgeStyle(gl, b.pass);
+      if (this.stroke(gl, mark ? mark.segs : this.segs, b.at, mark ? 0 : b.pass, deadline)) { b.pass++; b.at = 0; } else b.at = this.next;
+      if (b.pass === 2 + late.length) { this.front = b; this.back = null; }
     }
     const l = same(this.front) || !same(this.back) ? this.front : this.back;
     if (l) {
@@ -331,11 +359,8 @@ class Picture {
     this.edges(g);
     this.camera2d(g);
     // What is asked for lies over the other lines.
-    for (const { color, width, pairs } of this.look.lines()) {
-      g.strokeStyle = color; g.lineWidth = Math.max(width, width * 0.7 / this.scale); g.beginPath();
-      for (const [a, b] of pairs) for (const s of this.edgeWay(a, b)) this.segment(g, ...s);
-      g.stroke();
-    }
+    if (!this.manyMarks) for (const mark of this.marks) { this.markStyle(g, mark); this.stroke(g, mark.segs, 0, 0); }
+    g.globalAlpha = 1;
     const r = this.rects, x0 = -this.ox / this.scale, y0 = top, x1 = x0 + this.w / this.scale, y1 = bottom, plain = this.scale < 0.3 && this.look.plain();
     for (let b = 0, k = 0; b < o.col.length; b++, k += 4) {
       if (!this.visible[b] || r[k] + r[k + 2] < x0 || r[k] > x1 || r[k + 1] + r[k + 3] < y0 || r[k + 1] > y1) continue;
@@ -359,7 +384,8 @@ class Picture {
     for (const [l, x, right] of this.heads) {
       const px = Math.max(x * this.scale + this.ox, 8), end = right * this.scale + this.ox;
       if (end < 12 || px > this.w || px < free) continue;
-      const text = (end - px > 110 ? this.look.layerName(l) + " · " : "") + (end - px > 110 ? counts[l].toLocaleString("en") + (counts[l] === 1 ? " service" : " services") : String(l + 1));
+      const room = end - px, name = this.look.layerName(l);
+      const text = room > 130 ? name + " · " + counts[l].toLocaleString("en") + (counts[l] === 1 ? " service" : " services") : room > 52 ? name : String(l + 1);
       g.fillStyle = c.soft; g.fillText(text, px, 14);
       free = px + g.measureText(text).width + 8;
     }
@@ -411,17 +437,14 @@ class Picture {
       g.stroke();
     }
     g.setLineDash([]); g.globalAlpha = 1;
-    for (const { color, width, pairs } of this.look.lines()) {
-      g.strokeStyle = color; g.lineWidth = width; g.beginPath();
-      for (const [p, q] of pairs) if (this.d.services.box[p] === b || this.d.services.box[q] === b) for (const s of this.edgeWay(p, q)) this.segment(g, ...s);
-      g.stroke();
-    }
+    for (const mark of this.marks) if (mark.inside.has(b)) { this.markStyle(g, mark); this.stroke(g, mark.inside.get(b), 0, 0); }
+    g.globalAlpha = 1;
   }
 
   service(g, s, x, y, w, h, self) {
     const c = this.c, look = this.look.service(s), state = this.d.services.state[s], far = this.scale < 0.4;
     const assumed = state === "unproven" || state === "unowned";
-    g.globalAlpha = look.dim ? 0.22 : 1;
+    g.globalAlpha = look.dim ? 0.3 : 1;
     g.fillStyle = look.fill || (assumed ? c.paper : c.card);
     if (far) {
       if (!look.fill) { g.fillStyle = this.ownerColor(s); g.globalAlpha *= 0.6; }
@@ -447,7 +470,7 @@ class Picture {
     g.fillText(fit(this.m.name[s], (w - this.z.Inset) / this.z.Name), x + 28, below ? y + 15.5 : y + h / 2 + 4);
     if (below) {
       g.font = (look.note ? "600 " : "") + "10.5px system-ui, sans-serif"; g.fillStyle = look.noteColor || c.soft;
-      g.fillText(fit(below, (w - this.z.Inset) / this.z.Small), x + 28, y + 28.5);
+      g.fillText(fit(below, (w - this.z.Inset + 6) / (this.z.Small * (look.note ? 1.12 : 1))), x + 28, y + 28.5);
     }
     g.globalAlpha = 1;
   }
