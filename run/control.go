@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,6 +97,12 @@ func (c *control) look(due func(i int) bool) *failure {
 	}
 	all.Wait()
 	return stopped(c.empty.life)
+}
+
+// idle reports whether every validation holds on empty hardware, which each says
+// that it may: then there is no evidence of what the steps did.
+func (c *control) idle() bool {
+	return !slices.Contains(c.held, false)
 }
 
 // verdict is about the first validation that has held, if one has that does not
