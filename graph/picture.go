@@ -34,6 +34,7 @@ type box struct {
 	cyclic   bool
 	cycles   []int // numbers of Cycles in it
 	blocking bool  // one of them is, and is not waived
+	waived   bool  // one of them is
 	inner    *sheet
 	edges    [][2]int32 // between members, by their place in services; no repeats
 }
@@ -81,6 +82,7 @@ func (g *Graph) Picture(cycles *Cycles) *Picture {
 		if s, ok := g.Find(cycle.Services[0]); ok {
 			b := &p.boxes[p.boxOf[s]]
 			b.cycles = append(b.cycles, i)
+			b.waived = b.waived || cycle.Waived
 			b.blocking = b.blocking || cycle.Blocking && !cycle.Waived
 		}
 	}
@@ -163,6 +165,8 @@ func (b *box) sort() string {
 		return "cycle of " + n + ", blocking"
 	case len(b.cycles) == 0:
 		return "cycle of " + n
+	case b.waived:
+		return "cycle of " + n + ", waived"
 	}
 	return "cycle of " + n + ", not blocking"
 }

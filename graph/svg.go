@@ -39,7 +39,7 @@ text { fill: #1c2024 } .h { font-size: 17px; font-weight: 600 } .m { font-size: 
 .n { font: 12px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace } .o { font-size: 10.5px; fill: #5a6068 }
 .z { fill: #f2f2ee } .b { fill: #fff; stroke: #b9bec6 } .e { fill: none; stroke: #7d8794; stroke-opacity: .55 } .u { stroke: #b3261e; stroke-dasharray: 5 3 }
 .unproven .b, .unowned .b { stroke-dasharray: 3 3; fill: none } .unpared .b { stroke-dasharray: 7 3 }
-.cyclic .b { fill: #fdf3dd; stroke: #96690a } .blocking .b { fill: #fdeceb; stroke: #b3261e; stroke-width: 1.6 } .k { fill: none; stroke: inherit }
+.cyclic .b { fill: #fdf3dd; stroke: #96690a } .blocking .b { fill: #fdeceb; stroke: #b3261e; stroke-width: 1.6 }
 .g { fill: #1a7f4b } .c { fill: none; stroke: #4a6fa5; stroke-width: 2 } .w { fill: none; stroke: #8a9099; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) {
 svg { background: #16181b } text { fill: #e6e8ea } .m, .o { fill: #a3abb5 } .z { fill: #1c1f23 } .b { fill: #24282d; stroke: #565d66 } .e { stroke: #8e98a5 } .u { stroke: #ff8a80 }
@@ -52,10 +52,9 @@ func (s *svg) write(title string) {
 	at := p.outer.points()
 	width, height := max(at.width, 640), at.height
 	type panel struct {
-		box   int
-		at    points
-		y     float64
-		lines []string
+		box int
+		at  points
+		y   float64
 	}
 	var panels []panel
 	for i := range p.boxes {

@@ -85,6 +85,11 @@ function follow(change) {
     }
     lines.push({ color: "needs", width: 1.8, pairs: needs }, { color: "users", width: 1.8, pairs: users });
   }
+  // A component that is looked at shows its shortest cycles.
+  if (!path && !far && state.box >= 0) {
+    const pairs = data.cycles.filter((c) => data.services.box[c.services[0]] === state.box).flatMap((c) => c.path.map((e) => [e.from, e.to]));
+    lines.push({ color: "bad", width: 2.4, pairs });
+  }
   const shown = new Uint8Array(model.n);
   let count = 0;
   for (let v = 0; v < model.n; v++) {
@@ -174,7 +179,7 @@ function panel() {
   } else if (state.box >= 0) {
     const b = data.boxes[state.box];
     $("nowh").textContent = b.below;
-    body.replaceChildren(el("div", { class: "tools" }, el("button", { type: "button", onclick: () => toggleBox(state.box) }, picture.open.has(state.box) ? "Close" : "Open")), long(b.services, (v) => el("li", {}, link(v), el("span", { class: "soft" }, " " + (model.ownerOf(v) || "")))));
+    body.replaceChildren(el("div", { class: "tools" }, el("button", { type: "button", onclick: () => toggleBox(state.box) }, picture.open.has(state.box) ? "Close" : "Open")), ...data.cycles.filter((c) => data.services.box[c.services[0]] === state.box).flatMap((c) => [el("h3", {}, "A shortest cycle"), sentence(c.path)]), el("h3", {}, many(b.services.length, "service")), long(b.services, (v) => el("li", {}, link(v), el("span", { class: "soft" }, " " + (model.ownerOf(v) || "")))));
   } else {
     $("nowh").textContent = "Nothing is selected";
     body.replaceChildren(el("p", { class: "soft" }, "Left is needed by right. Click a service to see what it needs and what needs it; click a cycle to open it."));
@@ -221,7 +226,7 @@ function cyclePanel() {
     const box = data.services.box[c.services[0]];
     return el("li", {}, el("p", {}, el("span", { class: kind(c)[0] }, kind(c)[1]), ": " + many(c.services.length, "service") + (c.blocking && c.frees ? "; breaking it frees " + num(c.frees) : "") + " ",
       el("button", { type: "button", onclick: () => { state.select = -1; state.box = box; state.why = [-1, -1]; if (data.boxes[box].inner) picture.open.add(box); follow({ open: true }); picture.reveal(c.services[0], true); } }, "Show")),
-    sentence(c.path), c.way_out && c.way_out.length || c.wayOut.length ? el("p", {}, "The way out: ", el("code", {}, c.wayOut.join(", "))) : "",
+    sentence(c.path), c.wayOut.length ? el("p", {}, "The way out: ", el("code", {}, c.wayOut.join(", "))) : "",
     c.break.length ? el("p", {}, "It would break without: " + c.break.map((e) => model.name[e.from] + " needs " + model.name[e.to] + " (" + e.at + ")").join("; ")) : "");
   }, 10));
 }
@@ -298,7 +303,12 @@ function search() {
 }
 function take(i) {
   $("hitbox").hidden = true; $("q").value = "";
-  if (state.view !== "picture") setView("picture");
+  if (state.view === "table") {
+    select(i); rows();
+    const cell = tableReady[i].firstElementChild;
+    cell.tabIndex = -1; cell.focus(); cell.scrollIntoView({ block: "center" });
+    return;
+  }
   if (state.mode === "look") select(i, true); else { act({ service: i }); picture.reveal(i, true); }
   $("canvas").focus();
 }
@@ -323,6 +333,7 @@ function save() {
 function encode() {
   const p = new URLSearchParams(), names = (key, list) => list.forEach((i) => p.append(key, model.name[i]));
   if (state.select >= 0) p.set("select", model.name[state.select]);
+  if (state.box >= 0) p.set("box", model.name[data.boxes[state.box].services[0]]);
   if (state.depth !== 1) p.set("depth", state.depth === Infinity ? "all" : state.depth);
   if (state.only) p.set("only", 1);
   if (state.why[0] >= 0) names("why", state.why.filter((i) => i >= 0));
@@ -338,9 +349,11 @@ function encode() {
 }
 function decode() {
   const p = new URLSearchParams(location.hash.slice(1)), all = (k) => p.getAll(k).map((n) => model.find(n)).filter((i) => i >= 0);
-  const missing = ["select", "why", "down", "open"].flatMap((k) => p.getAll(k)).filter((n) => model.find(n) < 0);
+  const missing = ["select", "box", "why", "down", "open"].flatMap((k) => p.getAll(k)).filter((n) => model.find(n) < 0);
   state = fresh();
   state.select = p.has("select") ? model.find(p.get("select")) : -1;
+  const boxed = p.has("box") ? model.find(p.get("box")) : -1;
+  if (boxed >= 0 && state.select < 0) state.box = data.services.box[boxed];
   const depth = p.get("depth");
   state.depth = depth === "all" ? Infinity : Math.min(99, Math.max(1, parseInt(depth, 10) || 1));
   state.only = p.has("only");
@@ -369,11 +382,20 @@ function decode() {
 // Hands.
 const canvas = $("canvas");
 let drag = null;
+const fingers = new Map(); // pointers that are down; two of them zoom
 const place = (e) => { const r = canvas.getBoundingClientRect(); return [e.clientX - r.left, e.clientY - r.top]; };
 const moved = () => { picture.placed = true; save(); };
-canvas.addEventListener("pointerdown", (e) => { if (e.button === 0) { drag = { at: place(e), from: place(e), far: false }; canvas.setPointerCapture(e.pointerId); } });
+canvas.addEventListener("pointerdown", (e) => { fingers.set(e.pointerId, place(e)); if (fingers.size > 1) { if (drag) drag.far = true; } else if (e.button === 0) { drag = { at: place(e), from: place(e), far: false }; canvas.setPointerCapture(e.pointerId); } });
 canvas.addEventListener("pointermove", (e) => {
   const [x, y] = place(e);
+  if (fingers.size === 2 && fingers.has(e.pointerId)) {
+    const other = [...fingers].find(([id]) => id !== e.pointerId)[1], was = fingers.get(e.pointerId), apart = (p) => Math.max(Math.hypot(p[0] - other[0], p[1] - other[1]), 1);
+    picture.zoom(apart([x, y]) / apart(was), (x + other[0]) / 2, (y + other[1]) / 2);
+    fingers.set(e.pointerId, [x, y]);
+    if (drag) drag.at = [x, y];
+    return;
+  }
+  if (fingers.has(e.pointerId)) fingers.set(e.pointerId, [x, y]);
   if (drag) {
     if (Math.hypot(x - drag.from[0], y - drag.from[1]) > 4) { drag.far = true; canvas.classList.add("drag"); }
     if (drag.far) { picture.pan(x - drag.at[0], y - drag.at[1]); drag.at = [x, y]; $("tip").hidden = true; }
@@ -387,8 +409,8 @@ canvas.addEventListener("pointermove", (e) => {
     tip.style.left = Math.min(x + 14, picture.w - 200) + "px"; tip.style.top = Math.min(y + 16, picture.h - 40) + "px";
   }
 });
-canvas.addEventListener("pointerup", (e) => { const d = drag; drag = null; canvas.classList.remove("drag"); if (d && d.far) moved(); else if (d) act(picture.hit(...place(e)), e.shiftKey); });
-canvas.addEventListener("pointercancel", () => { drag = null; canvas.classList.remove("drag"); });
+canvas.addEventListener("pointerup", (e) => { fingers.delete(e.pointerId); const d = drag; drag = null; canvas.classList.remove("drag"); if (d && d.far) moved(); else if (d) act(picture.hit(...place(e)), e.shiftKey); });
+canvas.addEventListener("pointercancel", (e) => { fingers.delete(e.pointerId); drag = null; canvas.classList.remove("drag"); });
 canvas.addEventListener("pointerleave", () => { $("tip").hidden = true; });
 canvas.addEventListener("wheel", (e) => {
   e.preventDefault();
