@@ -276,14 +276,35 @@ func (c *core) comeBack(lost func(int32) bool, dead func(int32) bool) *rise {
 			f.wave[p] = never
 		}
 	}
+	up := 0
+	for p := range f.wave {
+		if f.wave[p] != never {
+			up++
+		}
+	}
+	// Whichever is less: count the needs that are down, or take off those that
+	// are up.
+	few := 2*up < c.pathways
+	for r := range int32(c.ways) {
+		f.missing[r] = c.needs.start[r+1] - c.needs.start[r]
+		if !few {
+			for _, q := range c.needs.of(r) {
+				f.missing[r] -= 1 - int32(uint32(f.wave[q])>>31)
+			}
+		}
+	}
+	if few && up > 0 {
+		for p := range int32(c.pathways) {
+			if f.up(p) {
+				for _, r := range c.users.of(p) {
+					f.missing[r]--
+				}
+			}
+		}
+	}
 	var ready []int32
 	for r := range int32(c.ways) {
-		n := int32(0)
-		for _, q := range c.needs.of(r) {
-			n += int32(uint32(f.wave[q]) >> 31)
-		}
-		f.missing[r] = n
-		if n == 0 && c.usable[r] {
+		if f.missing[r] == 0 && c.usable[r] {
 			ready = append(ready, r)
 		}
 	}
