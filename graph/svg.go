@@ -31,6 +31,7 @@ const (
 	svgMargin = 20.0
 	svgHead   = 96.0 // title, legend and headings of the columns
 	svgLine   = 18.0
+	aside     = 7.0 // below the middle of a box, where lines end that run backwards
 )
 
 const svgStyle = `
@@ -139,7 +140,7 @@ func (s *svg) legend(x, y float64) {
 		state State
 		text  string
 		width float64
-	}{{Proven, "proven", 70}, {Claimed, "claimed: has a recipe", 150}, {Unpared, "unpared: allows everything", 180}, {Unproven, "assumed: no recipe, or not ours", 210}} {
+	}{{Proven, "proven", 76}, {Claimed, "claimed: has a recipe", 160}, {Unpared, "unpared: allows everything", 196}, {Unproven, "assumed: no recipe, or not ours", 210}} {
 		s.mark(item.state, x+6, y)
 		fmt.Fprintf(s, "<text class=\"m\" x=\"%g\" y=\"%g\">%s</text>\n", x+16, y+4, item.text)
 		x += item.width
@@ -184,9 +185,9 @@ func (s *svg) edges(o *sheet, at *points, edges [][2]int32) {
 		case a > b:
 			curve("e", left(a), middle(from), right(a-1), o.laneY(at, to))
 		case a+1 == b:
-			curve("e u", right(a), middle(from), left(b), middle(to))
+			curve("e u", right(a), middle(from)+aside, left(b), middle(to)+aside)
 		case a < b:
-			curve("e u", right(a), middle(from), left(a+1), o.laneY(at, to))
+			curve("e u", right(a), middle(from)+aside, left(a+1), o.laneY(at, to))
 		default:
 			x := left(a) - o.gutter[a]/2
 			fmt.Fprintf(s, "<path class=\"e u\" d=\"M%.1f %.1fC%.1f %.1f %.1f %.1f %.1f %.1f\"/>\n", left(a), middle(from), x, middle(from), x, middle(to), left(b), middle(to))
@@ -208,7 +209,7 @@ func (s *svg) edges(o *sheet, at *points, edges [][2]int32) {
 			fmt.Fprintf(s, "<path class=\"e\" d=\"M%.1f %.1fH%.1f\"/>\n", left(c+1), y(at, b), right(r.right))
 		}
 		if r.left < c {
-			curve("e u", right(c-1), y(at, b), left(c), middle(b))
+			curve("e u", right(c-1), y(at, b), left(c), middle(b)+aside)
 			fmt.Fprintf(s, "<path class=\"e u\" d=\"M%.1f %.1fH%.1f\"/>\n", right(c-1), y(at, b), left(r.left))
 		}
 	}

@@ -112,7 +112,8 @@ class Picture {
   way(sheet, at, from, to, rect, dx, dy) {
     const out = [], a = sheet.col[from], b = sheet.col[to], z = this.z;
     const [fx, fy, fw] = rect(from), [tx, ty, tw] = rect(to);
-    const y0 = fy + z.Cell / 2, y1 = ty + z.Cell / 2;
+    const aside = a < b ? 7 : 0; // lines that run backwards end below the middle
+    const y0 = fy + z.Cell / 2 + aside, y1 = ty + z.Cell / 2 + aside;
     if (a === b) return [[2, fx, y0, tx, y1]];
     const forward = a > b, lane = dy + at.gapY[sheet.gap[to]] + z.Gap / 2 + z.Lane * sheet.lane[to];
     const xa = forward ? fx : fx + fw, xb = forward ? tx + tw : tx;
