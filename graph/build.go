@@ -22,6 +22,9 @@ type Options struct {
 	Digest func(*fleet.Fleet, *fleet.Recipe) string
 	// AssumeDown takes what is assumed as lost.
 	AssumeDown bool
+	// Opened leaves out what opens no address: where tools are kept, names,
+	// sockets and libraries. So it is asked what can be run, not what is needed.
+	Opened bool
 	// Known are graphs saved by other repositories. A service that the fleet
 	// declares, or an earlier one of them, is the one that counts. They must be
 	// those of the fleet's services that have Known set.
@@ -122,10 +125,13 @@ func (d *draft) addRecipe(f *fleet.Fleet, r *fleet.Recipe, owners *Owners, o *Op
 		return
 	}
 	for i := range r.Conditions {
+		if e := r.Conditions[i].Endpoint; o.Opened && e != nil && !e.Prefix.IsValid() {
+			continue
+		}
 		d.addNeeds(&x, r, &r.Conditions[i], false, owners, proof)
 	}
 	for i := range r.Tools {
-		if k := r.Tools[i].Kept; k != nil && k.Allow != nil && k.Allow.Service != "*" {
+		if k := r.Tools[i].Kept; k != nil && k.Allow != nil && k.Allow.Service != "*" && !o.Opened {
 			d.addNeeds(&x, r, k.Allow, true, owners, proof)
 		}
 	}

@@ -1,6 +1,9 @@
 package graph
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // Impact answers: what hangs on one service?
 type Impact struct {
@@ -98,4 +101,51 @@ func shortestPath(g csr, from []int32, end func(int32) bool) []int32 {
 		}
 	}
 	return nil
+}
+
+// Closes returns the services of a shortest cycle that would be closed if a
+// recipe needed a pathway, the recipe's own service first; nil if none would be.
+func (g *Graph) Closes(recipe, service, pathway string) []string {
+	r, ok := slices.BinarySearchFunc(g.recipes, recipe, func(r Recipe, l string) int { return strings.Compare(r.Label, l) })
+	s, known := g.Find(service)
+	if !ok || !known {
+		return nil
+	}
+	i, ok := slices.BinarySearch(g.services[s].Pathways, pathway)
+	if !ok {
+		return nil
+	}
+	need := g.first[s] + int32(i)
+	own := g.restores.of(int32(r))
+	path := []int32{need}
+	if !slices.Contains(own, need) {
+		if path = shortestPath(g.adj, path, func(p int32) bool { return slices.Contains(own, p) }); path == nil {
+			return nil
+		}
+	}
+	out := []string{g.recipes[r].Service}
+	for _, p := range path {
+		if name := g.services[g.owner[p]].Name; name != out[len(out)-1] && name != out[0] {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// RecipeWaves returns for each recipe the round in which it can be run, from 1,
+// when everything comes back from nothing; 0 for one that never can. A recipe
+// that is no way out may have a round; nothing is brought back by it.
+func (g *Graph) RecipeWaves() []int {
+	f := g.comeBack(everything, nil)
+	out := make([]int, g.ways)
+	for r := range out {
+		if f.missing[r] > 0 {
+			continue
+		}
+		out[r] = 1
+		for _, q := range g.needs.of(int32(r)) {
+			out[r] = max(out[r], int(f.wave[q])+1)
+		}
+	}
+	return out
 }

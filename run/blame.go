@@ -1,13 +1,12 @@
 package run
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"bj/fleet"
+	"bj/graph"
 	"bj/run/event"
 	"bj/sandbox"
 )
@@ -78,56 +77,11 @@ func literal(scheme string, to netip.AddrPort) string {
 	return scheme + "://" + netip.AddrPortFrom(to.Addr().Unmap(), to.Port()).String()
 }
 
-// owners returns the pathways whose endpoints cover e, those of the most
-// specific endpoint alone: the longest prefix, then the smallest range of
-// ports. A tie gives each, by name.
+// owners returns the pathways that own e, by name.
 func owners(f *fleet.Fleet, e fleet.Endpoint) []pathway {
-	type score struct{ bits, ports int }
-	var best score
 	var found []pathway
-	for _, s := range f.Services {
-		for _, p := range s.Pathways {
-			for _, x := range p.Endpoints {
-				if !covers(x, e) {
-					continue
-				}
-				got := score{x.Prefix.Bits(), int(x.Ports.Last) - int(x.Ports.First)}
-				order := cmp.Or(cmp.Compare(got.bits, best.bits), cmp.Compare(best.ports, got.ports))
-				if len(found) > 0 && order < 0 {
-					continue
-				}
-				if order > 0 {
-					found = found[:0]
-				}
-				best = got
-				found = append(found, pathway{s.Name, p.Name})
-			}
-		}
+	for _, p := range graph.NewOwners(f.Services).Of(&e) {
+		found = append(found, pathway{p.Service, p.Name})
 	}
-	slices.SortFunc(found, func(a, b pathway) int {
-		return cmp.Or(strings.Compare(a.service, b.service), strings.Compare(a.name, b.name))
-	})
-	return slices.Compact(found)
-}
-
-// covers reports whether everything that e reaches is within x.
-func covers(x, e fleet.Endpoint) bool {
-	if !x.Prefix.IsValid() || !e.Prefix.IsValid() || transport(x.Scheme) != transport(e.Scheme) || transport(x.Scheme) == "" {
-		return false
-	}
-	if x.Prefix.Addr().Is4() != e.Prefix.Addr().Is4() || x.Prefix.Bits() > e.Prefix.Bits() || !x.Prefix.Contains(e.Prefix.Addr()) {
-		return false
-	}
-	return transport(x.Scheme) == "icmp" || (x.Ports.First <= e.Ports.First && e.Ports.Last <= x.Ports.Last)
-}
-
-// transport returns the protocol that an endpoint of a scheme needs at the IP layer.
-func transport(scheme string) string {
-	switch scheme {
-	case "tcp", "http", "https":
-		return "tcp"
-	case "udp", "icmp":
-		return scheme
-	}
-	return ""
+	return found
 }

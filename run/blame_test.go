@@ -49,7 +49,7 @@ func TestBlame(t *testing.T) {
 		}
 		if c.allow != "" && c.service == "" { // the line is one that bj reads
 			e, err := fleet.ParseEndpoint(c.allow[len(`allow("`) : len(c.allow)-2])
-			if err != nil || !covers(e, e) {
+			if err != nil || e.URL == "" {
 				t.Errorf("%s is no endpoint: %v", c.allow, err)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"bj/fleet"
+	"bj/graph"
 )
 
 // never is the wave of a recipe that cannot be brought up from recipes alone.
@@ -24,11 +25,8 @@ func (p pathway) String() string {
 	return p.service + "/" + p.name
 }
 
-// waves says in which order recipes can supply each other: the least fixpoint
-// of wave(recipe) = 1 + the largest, over what it needs, of the least wave of a
-// recipe that restores it. It is Knuth's generalisation of Dijkstra's algorithm
-// to AND/OR graphs, with a round for each wave ("A generalization of Dijkstra's
-// algorithm", 1977).
+// waves says in which order recipes can supply each other: the rounds of the
+// recovery graph, when everything is down.
 type waves struct {
 	fleet     *fleet.Fleet
 	restoring map[pathway][]*fleet.Recipe // alternatives, by label
@@ -53,30 +51,19 @@ func newWaves(f *fleet.Fleet) *waves {
 		}
 		w.needs[r] = needsOf(f, r)
 	}
-	// Each round settles the recipes whose needs were all settled before it.
-	up := map[pathway]bool{}
-	for n := 1; ; n++ {
-		var settled []*fleet.Recipe
+	// The loader has found names that nobody declares, the only error there is.
+	if g, err := graph.New(f, graph.Options{Opened: true, AssumeDown: true}); err == nil {
+		byLabel := make(map[string]int, len(f.Recipes))
+		for i, n := range g.RecipeWaves() {
+			byLabel[g.Recipes()[i].Label] = n
+		}
 		for _, r := range f.Recipes {
-			if _, done := w.wave[r]; done {
-				continue
-			}
-			if !slices.ContainsFunc(w.needs[r], func(x need) bool { return !up[x.pathway] }) {
-				settled = append(settled, r)
-			}
-		}
-		if len(settled) == 0 {
-			return w
-		}
-		for _, r := range settled {
-			w.wave[r] = n
-			for _, name := range r.Restores {
-				if k := (pathway{r.Service, name}); slices.Contains(w.restoring[k], r) {
-					up[k] = true
-				}
+			if n := byLabel[r.Label]; n > 0 {
+				w.wave[r] = n
 			}
 		}
 	}
+	return w
 }
 
 // needsOf returns what r needs of others, in the order of its conditions. An
