@@ -320,3 +320,18 @@ func TestSavedAndDiff(t *testing.T) {
 		}
 	}
 }
+
+func TestCloses(t *testing.T) {
+	g := newGraph(t, plant("a\nb/read,write\nc\nd\nr1: a < b/read\nr2: b/write < c\nr3: b/read\nr4: c < a\nr5: d"), Options{})
+	for _, c := range []struct{ recipe, service, pathway, want string }{
+		{"//p:r1", "c", "default", "a c"}, {"//p:r3", "a", "default", "b a"}, {"//p:r3", "c", "default", "b c a"}, {"//p:r1", "a", "default", "a"},
+		{"//p:r1", "b", "write", "a b c"}, {"//p:r5", "a", "default", ""}, {"//p:r2", "b", "read", ""}, {"//p:none", "a", "default", ""}, {"//p:r1", "zz", "default", ""}, {"//p:r1", "b", "none", ""},
+	} {
+		if got := strings.Join(g.Closes(c.recipe, c.service, c.pathway), " "); got != c.want {
+			t.Errorf("%s needing %s/%s closes %q, want %q", c.recipe, c.service, c.pathway, got, c.want)
+		}
+	}
+	if got := g.RecipeWaves(); !slices.Equal(got, []int{2, 4, 1, 3, 1}) {
+		t.Errorf("waves %v", got)
+	}
+}

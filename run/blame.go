@@ -36,7 +36,7 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 	}
 	if found := owners(f, want); len(found) > 0 {
 		s := f.Service(found[0].service)
-		b.Service = &s.Name
+		b.Service, b.Pathway = &s.Name, found[0].name
 		if len(s.Pathways) == 1 {
 			b.Allow = fmt.Sprintf("allow(%q)", s.Name)
 		} else {

@@ -68,6 +68,19 @@ func (l *blockedLog) fresh(flows []sandbox.Flow, unseenOnly bool) []sandbox.Flow
 	return out
 }
 
+// blame says whom to blame for an attempt, and whether the line that would allow
+// it would close a cycle.
+func (s *site) blame(f sandbox.Flow) event.Blocked {
+	b := blame(s.plan.fleet, f)
+	if b.Service == nil || s.plan.recovery == nil {
+		return b
+	}
+	if g := s.plan.recovery(); g != nil {
+		b.ClosesCycle = g.Closes(s.plan.Label(), *b.Service, b.Pathway)
+	}
+	return b
+}
+
 // tellBlocked emits what was blocked since it was last asked.
 func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) []sandbox.Flow {
 	tctx, cancel := within(ctx, askLimit)
@@ -77,7 +90,7 @@ func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) [
 		return nil // what is missing now is told at the end, or its error is
 	}
 	for _, f := range s.blocked.fresh(flows, unseenOnly) {
-		b := blame(s.plan.fleet, f)
+		b := s.blame(f)
 		s.voice.emit(event.Event{Event: event.BlockedSeen, Machine: f.Machine, Step: title, Blocked: &b})
 	}
 	return flows
@@ -118,7 +131,7 @@ func (s *site) blockedSince(flows []sandbox.Flow, since time.Time, machine strin
 			continue
 		}
 		index[k] = len(out)
-		out = append(out, blame(s.plan.fleet, f))
+		out = append(out, s.blame(f))
 	}
 	return out
 }

@@ -159,6 +159,9 @@ func blockedLine(x event.Blocked) string {
 	}
 	if x.Allow != "" {
 		fmt.Fprintf(&b, "; %s would allow it", x.Allow)
+		if c := x.ClosesCycle; c != nil {
+			fmt.Fprintf(&b, ", and close a cycle: %s → %s", strings.Join(c, " → "), c[0])
+		}
 	} else {
 		b.WriteString("; no condition can allow it")
 	}

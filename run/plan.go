@@ -8,8 +8,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"bj/fleet"
+	"bj/graph"
 	"bj/lang/diag"
 	"bj/run/event"
 	"bj/sandbox"
@@ -52,7 +54,10 @@ type Plan struct {
 	Digest    string
 
 	fleet *fleet.Fleet
-	exprs map[string]*regexp.Regexp // every expect of the recipe
+	// recovery is the fleet's graph, made when it is first asked for; nil if
+	// the fleet has none.
+	recovery func() *graph.Graph
+	exprs    map[string]*regexp.Regexp // every expect of the recipe
 }
 
 // Label returns the label of the recipe.
@@ -88,9 +93,17 @@ func NewPlans(f *fleet.Fleet, recipes []*fleet.Recipe, o PlanOptions) []*Plan {
 	if o.Supply == "" {
 		o.Supply = Production
 	}
+	recovery := sync.OnceValue(func() *graph.Graph {
+		g, err := graph.New(f, graph.Options{})
+		if err != nil { // names that nobody declares: the loader has said so
+			return nil
+		}
+		return g
+	})
 	plans := make([]*Plan, len(recipes))
 	for i, r := range recipes {
 		plans[i] = newPlan(f, r, o)
+		plans[i].recovery = recovery
 	}
 	if o.Supply == Recipes {
 		w := newWaves(f)

@@ -80,6 +80,7 @@ type Blocked struct {
 	Protocol    string      `json:"protocol"`
 	Destination Destination `json:"destination"`
 	Service     *string     `json:"service"`
+	Pathway     string      `json:"-"`     // of the service
 	Allow       string      `json:"allow"` // the line that would open it
 	ClosesCycle []string    `json:"closes_cycle"`
 	Mattered    *bool       `json:"mattered"`
