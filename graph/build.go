@@ -171,7 +171,12 @@ type proof struct {
 // learn takes from recorded results whether x is a way out, and how long it
 // takes. It returns nil if x never recovered.
 func (x *draftRecipe) learn(f *fleet.Fleet, r *fleet.Recipe, o *Options) *proof {
-	records := o.Results(r.Label)
+	// An error says something of the environment it ran in, and nothing of the
+	// recipe: no machine, a supplier that did not hold. But what is vacuous is so
+	// by its own doing.
+	records := slices.DeleteFunc(slices.Clone(o.Results(r.Label)), func(rec event.Record) bool {
+		return rec.Verdict.Verdict == event.Errored && (rec.Verdict.Code == nil || *rec.Verdict.Code != "vacuous")
+	})
 	if len(records) == 0 {
 		return nil
 	}
