@@ -55,7 +55,15 @@ nobody declares, are taken to come back by other means, and counted.
 
 --cycles exits 1 if a blocking cycle is not waived, --diff if there is a new
 one. waivers are those of workspace(...), and of --waivers: a JSON list of
-{"services", "owner", "reason", "expires"}.`,
+{"services", "owner", "reason", "expires"}.
+
+answers as JSON say their schema, bj.graph.<question>/1, and what they assume.
+--stats: services and recipes by state, edges, depth, largest_component,
+most_needed [{service, direct, indirect}], owners_without_recipe, stale
+[label], unused [edge], tools and stdlib [{name, count}].
+--diff: edges and gone [edge], cycles [cycle with closed_by, an edge or null];
+with traces: only_traces [{from, to, count}], only_recipes and both [edge],
+unknown [name].`,
 		example: `  bj graph
   bj graph --cycles
   bj graph --outage all
