@@ -39,6 +39,10 @@ var goFolders = sync.OnceValue(func() []string {
 // TestScripts runs the scripts of testdata/script, one for each behaviour.
 func TestScripts(t *testing.T) {
 	cache := t.TempDir() // the static agent is built once for all
+	repo, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -48,6 +52,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
 			env.Setenv("BJ_CACHE", cache)
+			env.Setenv("REPO", repo) // for scripts about the demonstration fleet
 			env.Vars = append(env.Vars, goFolders()...)
 			env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 			env.Setenv("GIT_CONFIG_COUNT", "2")
