@@ -219,3 +219,31 @@ func TestGraphOfRealSystems(t *testing.T) {
 		}
 	}
 }
+
+// TestReadmeCycle holds that README.md shows what bj graph says of the cycle of
+// the demonstration fleet, of which nothing has run.
+func TestReadmeCycle(t *testing.T) {
+	root := filepath.Join("..", "..")
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	e := newEnv()
+	if e.dir, err = filepath.Abs(root); err != nil {
+		t.Fatal(err)
+	}
+	state := t.TempDir()
+	e.getenv = func(name string) string {
+		return map[string]string{"BJ_CACHE": state, "XDG_STATE_HOME": state}[name]
+	}
+	e.stdout, e.stderr = &pipe{w: &out}, &errs
+	if code := exitCode(execute(t.Context(), e, []string{"graph", "--cycles", "//recipes/..."})); code != exitNotRecovered {
+		t.Fatalf("exit %d: %s", code, &errs)
+	}
+	_, shown, ok := strings.Cut(string(readme), "1 blocking cycle")
+	shown, _, end := strings.Cut("1 blocking cycle"+shown, "```")
+	if !ok || !end || !strings.HasPrefix(out.String(), shown) {
+		t.Errorf("README.md shows\n%s\nand bj graph says\n%s", shown, &out)
+	}
+}
