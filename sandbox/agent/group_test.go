@@ -27,9 +27,7 @@ func TestKillUnit(t *testing.T) {
 		if n, err := m.KillUnit(testContext(t), "a"); n != 3 || err != nil {
 			t.Errorf("killed %d of 3, %v", n, err)
 		}
-		if got := alive(t, m, "sleep"); got != "2" {
-			t.Errorf("%s are left of 2", got)
-		}
+		eventually(t, "2 left", func() bool { return alive(t, m, "sleep") == "2" })
 		if e, err := front.Wait(testContext(t)); err != nil || e.Signal != "SIGKILL" || e.Code != 137 {
 			t.Errorf("%+v %v", e, err)
 		}
@@ -66,9 +64,8 @@ func TestKillCommand(t *testing.T) {
 			if err := ps[i].Kill(testContext(t)); err != nil {
 				t.Fatal(err)
 			}
-			if got := alive(t, m, "sleep"); got != left {
-				t.Errorf("%s are left of %s", got, left)
-			}
+			// What is dead may not have been reaped yet.
+			eventually(t, left+" left", func() bool { return alive(t, m, "sleep") == left })
 		}
 		if err := ps[0].Kill(testContext(t)); err != nil {
 			t.Errorf("killing again: %v", err)
