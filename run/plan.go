@@ -135,6 +135,7 @@ func (p *Plan) planPolicy(PlanOptions) *Refusal {
 	r := p.Recipe
 	if s := p.fleet.Service(r.Service); s != nil {
 		p.Policy.Internal = s.Listens
+		p.Policy.Declared = declared(r, s)
 	}
 	own := ownAddresses(r)
 	for i := range r.Conditions {
@@ -402,4 +403,20 @@ func (p *Plan) validations() []*fleet.Validation {
 		}
 	}
 	return append(vs, p.Recipe.Validation...)
+}
+
+// declared returns the addresses that a service's endpoints name and none of the
+// recipe's machines has from the start.
+func declared(r *fleet.Recipe, s *fleet.Service) []netip.Addr {
+	var out []netip.Addr
+	for _, w := range s.Pathways {
+		for _, e := range w.Endpoints {
+			a := e.Prefix.Addr()
+			own := slices.ContainsFunc(r.Machines(), func(m fleet.Machine) bool { return a == m.V4 || a == m.V6 })
+			if e.Prefix.IsSingleIP() && !own && !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
 }

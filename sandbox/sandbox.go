@@ -92,6 +92,10 @@ type Policy struct {
 	// Internal ports are open within and between the machines of the
 	// environment, on their addresses and on loopback, in IPv4 and IPv6.
 	Internal []fleet.Ports
+	// Declared are further addresses that the service says are its own, such as
+	// one that moves from machine to machine: a machine that has taken one
+	// reaches the Internal ports on it, as on its other addresses.
+	Declared []netip.Addr
 	// Allows are opened beside that, each on its own.
 	Allows []Allow
 }

@@ -114,3 +114,20 @@ func TestCanariesHold(t *testing.T) {
 		t.Errorf("bj's own canaries are reported: %v", flows)
 	}
 }
+
+// A machine that takes over an address of its service reaches its ports there,
+// and no other ones.
+func TestDeclaredAddress(t *testing.T) {
+	policy := sandbox.Policy{Internal: []sandbox.Ports{{Protocol: "tcp", First: 8080, Last: 8080}}, Declared: []netip.Addr{netip.MustParseAddr("10.9.9.9")}}
+	m := leased(t, 1, policy, nil).Machines()[0]
+	for port, want := range map[int]string{8080: "hello\n", 8081: "dark\n"} {
+		out, _ := sh(t, m, fmt.Sprintf(`
+ip address replace 10.9.9.9/32 dev lo
+perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalAddr => "10.9.9.9", LocalPort => %[1]d, Listen => 1, ReuseAddr => 1) or die $!; open F, ">/tmp/up%[1]d"; $c = $s->accept; print $c "hello\n"' &
+until test -e /tmp/up%[1]d; do sleep 0.01; done
+timeout 2 bash -c 'cat </dev/tcp/10.9.9.9/%[1]d' || echo dark`, port))
+		if out != want {
+			t.Errorf("port %d: %q, want %q", port, out, want)
+		}
+	}
+}

@@ -72,7 +72,7 @@ func (c *machineCompiler) sets() error {
 	c.t.sets = append(c.t.sets, transports())
 	internal := &group{condition: -1}
 	own := []netip.Prefix{loopback4, loopback6}
-	for _, a := range []netip.Addr{c.V4, c.V6} {
+	for _, a := range append([]netip.Addr{c.V4, c.V6}, c.policy.Declared...) {
 		if a.IsValid() {
 			own = append(own, netip.PrefixFrom(a, a.BitLen()))
 		}
