@@ -14,7 +14,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 # as it is: the seal's rules are read back with nft, links with ip, lease times
 # are compared with bwrap, the tests of --changed-since make a repository, and
 # the graph's page is opened in a Chromium, where axe-core looks at it.
-NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl bazel:bazel-bootstrap git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz
+NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz
 
 AXE       := axe-core@4.14.1
 TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
