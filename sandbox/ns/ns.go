@@ -340,6 +340,8 @@ func explain(err error) error {
 		default:
 			e.Hint = "an ordinary user needs user namespaces; bj doctor says more"
 		}
+	case strings.Contains(text, "mapping the ids of"):
+		e.Hint = "this root file system cannot be mounted with mapped ids, as in most containers: run bj as an ordinary user, or on the host"
 	case errno == syscall.ENOSPC:
 		e.Hint = "the kernel's limit of namespaces is reached: sysctl user.max_user_namespaces"
 	}
