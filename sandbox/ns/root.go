@@ -63,7 +63,7 @@ func buildRoot(m machineConfig, r rootConfig, t trees, machineID string) error {
 		return fmt.Errorf("mounting memory for the root: %w", err)
 	}
 	b := &rootBuilder{root: stage + "/root", m: m, r: r, t: t}
-	for _, dir := range []string{b.root, stage + "/up", stage + "/work", stage + "/lower", stage + "/layer", stage + "/source", stage + "/bind", stage + "/empty"} {
+	for _, dir := range []string{b.root, stage + "/up", stage + "/scratch", stage + "/lower", stage + "/layer", stage + "/source", stage + "/bind", stage + "/empty"} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
@@ -172,8 +172,8 @@ func (b *rootBuilder) mountTops() error {
 }
 
 func (b *rootBuilder) overlay(top string, lower []string) error {
-	upper, work, target := stage+"/up/"+top, stage+"/work/"+top, filepath.Join(b.root, top)
-	for _, dir := range []string{upper, work, target} {
+	upper, scratch, target := stage+"/up/"+top, stage+"/scratch/"+top, filepath.Join(b.root, top)
+	for _, dir := range []string{upper, scratch, target} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
@@ -198,7 +198,7 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 	for i, l := range lower {
 		lower[i] = escapeLower(l)
 	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", strings.Join(lower, ":"), upper, work)
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", strings.Join(lower, ":"), upper, scratch)
 	if err := unix.Mount("overlay", target, "overlay", 0, opts); err != nil {
 		return fmt.Errorf("mounting memory over /%s: %w", top, err)
 	}
