@@ -13,8 +13,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -238,7 +238,7 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		GidMappingsEnableSetgroups: many,
 		Credential:                 &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: !many},
 	}
-	err = m.cmd.Start()
+	err = startIn(m.cmd, config)
 	theirs.Close()
 	if err != nil {
 		return nil, err
@@ -247,11 +247,6 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		m.cmd.Wait()
 		close(m.ended)
 	}()
-	for _, dir := range config.Cgroups {
-		if err := writeCgroup(dir, "cgroup.procs", strconv.Itoa(m.cmd.Process.Pid)); err != nil {
-			return nil, err
-		}
-	}
 	network, user, err := receiveSpaces(conn)
 	if err != nil {
 		return nil, fmt.Errorf("receiving its namespaces: %w", err)
@@ -303,6 +298,35 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		return nil, errors.New(string(answer))
 	}
 	return m, nil
+}
+
+// startIn starts a command in a machine's cgroups. Moving a process there costs
+// a grace period of the kernel's (cgroup_threadgroup_rwsem), some milliseconds;
+// being born there, or moving one's own thread, does not.
+func startIn(cmd *exec.Cmd, config machineConfig) error {
+	if config.Units != "" {
+		dir, err := os.Open(config.Units)
+		if err != nil {
+			return fmt.Errorf("opening the machine's cgroup: %w", err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: this thread ends, as it is in the machine's cgroups
+		for _, dir := range config.Cgroups {
+			if dir == config.Units {
+				continue
+			}
+			if err := writeCgroup(dir, "tasks", "0"); err != nil {
+				started <- err
+				return
+			}
+		}
+		started <- cmd.Start()
+	}()
+	return <-started
 }
 
 // mapTrees clones the mounts that a machine's root is made of, with the host's
