@@ -55,8 +55,8 @@ type wireError struct {
 	Code string `json:"code,omitempty"` // of a sandbox.Error
 	Text string `json:"text"`
 	Hint string `json:"hint,omitempty"`
-	// Refused tells a dialled connection that the other side refused from one
-	// that did not answer: the relay answers the first with a reset.
+	// Errno is the system's error number: by it the relay tells a connection that
+	// the other side refused, which it answers with a reset, from silence.
 	Errno int `json:"errno,omitempty"`
 }
 

@@ -54,7 +54,7 @@ func (e *environment) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req := setupRequest{Name: e.lease.name, Root: rootConfig{
+	req := setupRequest{Root: rootConfig{
 		Hosts:  hostsFile(e.spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub4),
 		Shadow: shadow,

@@ -62,7 +62,7 @@ func buildRoot(m machineConfig, r rootConfig, t trees, machineID string) error {
 	if err := unix.Mount("tmpfs", stage, "tmpfs", 0, opts); err != nil {
 		return fmt.Errorf("mounting memory for the root: %w", err)
 	}
-	b := &rootBuilder{root: stage + "/root", m: m, r: r, t: t}
+	b := &rootBuilder{root: stage + "/root", id: machineID, m: m, r: r, t: t}
 	for _, dir := range []string{b.root, stage + "/up", stage + "/scratch", stage + "/lower", stage + "/layer", stage + "/source", stage + "/bind", stage + "/empty"} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
@@ -71,7 +71,7 @@ func buildRoot(m machineConfig, r rootConfig, t trees, machineID string) error {
 	if err := unix.Mount(b.root, b.root, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("binding the root: %w", err)
 	}
-	for _, f := range []func() error{b.mountLayers, b.mountTops, b.makeFolders, func() error { return b.writeEtc(machineID) }, b.mountDev, b.mountKernel, b.mountBinds} {
+	for _, f := range []func() error{b.mountLayers, b.mountTops, b.makeFolders, b.mountDev, b.mountKernel, b.mountBinds} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -90,6 +90,7 @@ func buildRoot(m machineConfig, r rootConfig, t trees, machineID string) error {
 
 type rootBuilder struct {
 	root   string
+	id     string // /etc/machine-id
 	m      machineConfig
 	r      rootConfig
 	t      trees
@@ -294,6 +295,7 @@ func (b *rootBuilder) writeEtcFiles(upper string) error {
 		{"hostname", b.m.Name + "\n", 0o644},
 		{"resolv.conf", b.r.Resolv, 0o644},
 		{"shadow", b.r.Shadow, 0o600},
+		{"machine-id", b.id + "\n", 0o444},
 		{"mtab", "", 0},
 	} {
 		path := filepath.Join(upper, f.name)
@@ -307,13 +309,6 @@ func (b *rootBuilder) writeEtcFiles(upper string) error {
 		if err := os.WriteFile(path, []byte(f.text), f.mode); err != nil {
 			return fmt.Errorf("writing /etc/%s: %w", f.name, err)
 		}
-	}
-	return nil
-}
-
-func (b *rootBuilder) writeEtc(machineID string) error {
-	if err := os.WriteFile(filepath.Join(b.root, "etc/machine-id"), []byte(machineID+"\n"), 0o444); err != nil {
-		return fmt.Errorf("writing /etc/machine-id: %w", err)
 	}
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 // setupRequest makes the hub and the machines. Its descriptors are, for each
 // machine in order, the guest's end of its agent's channel.
 type setupRequest struct {
-	Name     string
 	Machines []machineConfig
 	Root     rootConfig
 	IDs      []idRange // never empty; each within one range of the gateway's own
