@@ -62,6 +62,8 @@ var layout = []rule{
 		why: "one conformance suite serves every provider"},
 	{folder: "run", may: []string{"fleet", "graph", "sandbox", "run/event"},
 		why: "run sees environments only through sandbox's vocabulary, so that any provider will do"},
+	{folder: "run/pare", may: nil, never: pure,
+		why: "pare searches among numbers: what a run with some of them says is an oracle's"},
 	{folder: "run/event", may: []string{"fleet"},
 		why: "events are values that graph and runbook read, too"},
 	{folder: "run/term", may: []string{"run/event"},
