@@ -271,6 +271,9 @@ func AsError(err error, code Code) *Error {
 // Tool is a program that a recipe brings.
 type Tool = fleet.Tool
 
+// Image is what a machine boots.
+type Image = fleet.Image
+
 // Ports are ports of one protocol.
 type Ports = fleet.Ports
 

@@ -25,12 +25,8 @@ import (
 //
 // Without a version, whichever was first unpacked stays (Fresh asks again).
 func (s *Store) deb(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
-	env := s.environ([]string{"APT_CONFIG", "LC_ALL", "LANGUAGE"}, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
-	a := &apt{store: s, dir: filepath.Join(s.Dir, "apt"), env: env, pkg: t.Deb, progress: progress}
-	var errGet, errUnpack error
-	a.get, errGet = lookPath(env, "apt-get")
-	a.unpack, errUnpack = lookPath(env, "dpkg-deb")
-	if err := errors.Join(errGet, errUnpack); err != nil {
+	a, err := s.apt(t.Deb, progress)
+	if err != nil {
 		return nil, hint(fmt.Errorf("deb = %q needs apt: %w", t.Deb, err), fmt.Sprintf("run bj on Debian, or give the program with --tool %s=PATH", t.Name))
 	}
 	key := fmt.Sprintf("deb %s of %s for %s", t.Deb, suite(), runtime.GOARCH)
@@ -123,6 +119,16 @@ type apt struct {
 	progress    func(string)
 }
 
+// apt returns what fetches a package, if the host has apt.
+func (s *Store) apt(pkg string, progress func(string)) (*apt, error) {
+	env := s.environ([]string{"APT_CONFIG", "LC_ALL", "LANGUAGE"}, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	a := &apt{store: s, dir: filepath.Join(s.Dir, "apt"), env: env, pkg: pkg, progress: progress}
+	var errGet, errUnpack error
+	a.get, errGet = lookPath(env, "apt-get")
+	a.unpack, errUnpack = lookPath(env, "dpkg-deb")
+	return a, errors.Join(errGet, errUnpack)
+}
+
 func (a *apt) make(ctx context.Context, work string) (made, error) {
 	start := time.Now()
 	debs, err := a.download(ctx, work)
@@ -211,20 +217,9 @@ func (a *apt) download(ctx context.Context, work string) ([]string, error) {
 	}
 	defer l.unlock()
 	archives := filepath.Join(work, "archives")
-	for _, dir := range []string{filepath.Join(a.dir, "lists", "partial"), filepath.Join(archives, "partial")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := a.configure(ctx, work, archives); err != nil {
+	updated, err := a.prepare(ctx, work)
+	if err != nil {
 		return nil, err
-	}
-	updated := false
-	if packages, _ := filepath.Glob(filepath.Join(a.dir, "lists", "*Packages*")); len(packages) == 0 || a.store.Fresh {
-		if err := a.update(ctx, work); err != nil {
-			return nil, err
-		}
-		updated = true
 	}
 	a.progress("fetching the Debian package " + a.pkg)
 	install := command{work, a.env, []string{a.get, "install", "--download-only", "--yes", "--quiet", "--no-install-recommends",
@@ -263,6 +258,24 @@ func (a *apt) download(ctx context.Context, work string) ([]string, error) {
 	}
 	slices.SortFunc(debs, func(x, y string) int { return strings.Compare(filepath.Base(x), filepath.Base(y)) })
 	return debs, nil
+}
+
+// prepare writes apt's configuration and fetches package lists if there are none,
+// which it reports. The caller has apt's lock.
+func (a *apt) prepare(ctx context.Context, work string) (updated bool, err error) {
+	archives := filepath.Join(work, "archives")
+	for _, dir := range []string{filepath.Join(a.dir, "lists", "partial"), filepath.Join(archives, "partial")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return false, err
+		}
+	}
+	if err := a.configure(ctx, work, archives); err != nil {
+		return false, err
+	}
+	if packages, _ := filepath.Glob(filepath.Join(a.dir, "lists", "*Packages*")); len(packages) > 0 && !a.store.Fresh {
+		return false, nil
+	}
+	return true, a.update(ctx, work)
 }
 
 func (a *apt) update(ctx context.Context, work string) error {

@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -232,7 +233,12 @@ func (s *Store) record(work string, m made) error {
 }
 
 // keep moves a finished file into the store, under its digest, as a program.
-func (s *Store) keep(tmp, about string) (made, error) {
+func (s *Store) keep(tmp, about string) (made, error) { return s.keepAs(tmp, about, 0o555) }
+
+// keepData does so with a file that is no program.
+func (s *Store) keepData(tmp, about string) (made, error) { return s.keepAs(tmp, about, 0o444) }
+
+func (s *Store) keepAs(tmp, about string, mode os.FileMode) (made, error) {
 	st, err := os.Stat(tmp)
 	if err != nil {
 		return made{}, err
@@ -241,13 +247,26 @@ func (s *Store) keep(tmp, about string) (made, error) {
 	if err != nil {
 		return made{}, err
 	}
-	if err := os.Chmod(tmp, 0o555); err != nil {
+	if err := os.Chmod(tmp, mode); err != nil {
 		return made{}, err
 	}
 	if err := sync1(tmp); err != nil {
 		return made{}, err
 	}
 	return made{Digest: digest, Size: st.Size(), About: about}, moveTo(tmp, s.blob(digest))
+}
+
+// touch marks a blob or tree as used now: what has not been used for the longest
+// time goes first.
+func (s *Store) touch(digest string) error {
+	now := time.Now()
+	for _, dir := range []string{"blobs", "trees"} {
+		err := os.Chtimes(filepath.Join(s.Dir, dir, digest), now, now)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // slot waits for one of the places in which something is built, and returns

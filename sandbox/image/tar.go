@@ -1,0 +1,93 @@
+package image
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+)
+
+// readFromTar returns what a file of a tar holds, which must be small.
+func readFromTar(file, name string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for t := tar.NewReader(f); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return nil, &fs.PathError{Op: "reading", Path: name, Err: fs.ErrNotExist}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Typeflag == tar.TypeReg && tarName(h.Name) == name {
+			return io.ReadAll(io.LimitReader(t, 64<<20))
+		}
+	}
+}
+
+func tarName(name string) string { return path.Clean(strings.TrimLeft(name, "/")) }
+
+// hasShell reports as an error that a root has no /bin/sh.
+func hasShell(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	links, files := map[string]string{}, map[string]bool{}
+	for t := tar.NewReader(f); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		switch name := tarName(h.Name); h.Typeflag {
+		case tar.TypeSymlink:
+			links[name] = h.Linkname
+		case tar.TypeReg:
+			files[name] = h.Mode&0o111 != 0
+		case tar.TypeLink:
+			files[name] = files[tarName(h.Linkname)]
+			if to, ok := links[tarName(h.Linkname)]; ok {
+				links[name] = to
+			}
+		}
+	}
+	if !files[follow(links, "bin/sh")] {
+		return errors.New("it has no /bin/sh")
+	}
+	return nil
+}
+
+// follow resolves the links of a tar in name.
+func follow(links map[string]string, name string) string {
+	for range 40 {
+		parts, next := strings.Split(name, "/"), ""
+		for i := range parts {
+			prefix := strings.Join(parts[:i+1], "/")
+			to, ok := links[prefix]
+			if !ok {
+				continue
+			}
+			if !path.IsAbs(to) {
+				to = path.Join("/", path.Dir(prefix), to)
+			}
+			next = tarName(path.Join(append([]string{to}, parts[i+1:]...)...))
+			break
+		}
+		if next == "" {
+			return name
+		}
+		name = next
+	}
+	return fmt.Sprintf("%s, a loop", name)
+}
