@@ -237,6 +237,10 @@ type Use struct {
 // not have.
 var ErrCommand = errors.New("the command cannot be started")
 
+// ErrTemplate is in the error of a lease whose template turned out to be of no
+// use: without it the same lease may succeed.
+var ErrTemplate = errors.New("the template cannot be used")
+
 // Code says what kind of failure of the environment an Error is; it becomes
 // the code of the verdict.
 type Code string
