@@ -222,7 +222,7 @@ func TestNoRegistration(t *testing.T) {
 
 // TestFolders refuses folders at the top that the layout does not name.
 func TestFolders(t *testing.T) {
-	known := []string{"docs", ".ci", ".git", ".bj", "bin"}
+	known := []string{"docs", "examples", ".ci", ".git", ".bj", "bin"}
 	for _, r := range layout {
 		top, _, _ := strings.Cut(r.folder, "/")
 		known = append(known, top)

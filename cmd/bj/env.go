@@ -22,6 +22,8 @@ type env struct {
 
 	color   string // --color
 	noCache bool   // --no-cache
+
+	patient atomic.Bool // a second signal ends nothing
 }
 
 func newEnv() *env {

@@ -71,7 +71,7 @@ func walkStar(root string) ([]string, error) {
 		}
 		base := d.Name()
 		if !d.IsDir() {
-			if strings.HasSuffix(base, ".star") && d.Type().IsRegular() {
+			if info, err := os.Stat(name); strings.HasSuffix(base, ".star") && err == nil && info.Mode().IsRegular() { // links too: Bazel makes nothing else
 				rel, err := filepath.Rel(root, name)
 				files = append(files, filepath.ToSlash(rel))
 				return err

@@ -11,6 +11,7 @@
 //	<name>.go     one command: usage, flags, run
 //	env.go        what a command sees of the world; settings and their precedence
 //	agent.go      the static program that machines run
+//	bazel.go      what Bazel expects of a test
 //	shard.go      which part of the recipes an engine's job takes
 //	changed.go    which recipes a change can affect
 package main
@@ -100,10 +101,15 @@ func interruptible(parent context.Context, e *env) (context.Context, func()) {
 		}
 		cancel(errInterrupted)
 		fmt.Fprintln(e.stderr, "bj: interrupted: tearing down; once more stops waiting for it")
-		select {
-		case <-signals:
-			os.Exit(exitInterrupted)
-		case <-done:
+		for {
+			select {
+			case <-signals:
+				if !e.patient.Load() {
+					os.Exit(exitInterrupted)
+				}
+			case <-done:
+				return
+			}
 		}
 	}()
 	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,9 @@ type testFlags struct {
 	results         string
 	keep            bool
 	repeat          int
+	bazel           bool
+	targets         []string
+	filter          *regexp.Regexp // of labels; nil: all
 }
 
 func testCommand() *command {
@@ -71,6 +75,8 @@ func (f *testFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.results, "results", "", "record runs in `folder`; in the user's folder for state if empty")
 	fs.BoolVar(&f.keep, "keep", false, "keep the environment of a recipe that did not recover until its deadline")
 	fs.IntVar(&f.repeat, "repeat", 1, "run each recipe `n` times")
+	fs.StringArrayVar(&f.targets, "target", nil, "take a Bazel target that is built already: `label=path`; may be repeated")
+	fs.BoolVar(&f.bazel, "bazel", false, "be the test of a Bazel rule, as bj_test has it: what Bazel's variables ask for")
 	if hidden := fs.Lookup("runbooks"); hidden != nil {
 		hidden.Hidden = true // refused until runbooks are there
 	}
@@ -82,6 +88,13 @@ const keepFor = 30 * time.Minute
 
 // run runs bj test.
 func (f *testFlags) run(ctx context.Context, e *env, args []string) error {
+	if f.bazel {
+		return f.underBazel(ctx, e, args)
+	}
+	return f.test(ctx, e, args)
+}
+
+func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	if err := f.check(args); err != nil {
 		return err
 	}
@@ -98,6 +111,10 @@ func (f *testFlags) run(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	tools, err := f.overrides(e, l)
+	if err != nil {
+		return err
+	}
+	programs, err := f.programs(e)
 	if err != nil {
 		return err
 	}
@@ -143,7 +160,7 @@ func (f *testFlags) run(ctx context.Context, e *env, args []string) error {
 	}
 	out := run.Run(ctx, run.NewPlans(l.fleet, recipes, run.PlanOptions{Root: l.workspace.Root, Supply: supply, Tools: tools}), run.Options{
 		Provider: provider,
-		Stager:   &image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root},
+		Stager:   targetStager{&image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root}, programs, f.bazel},
 		Sink:     o.sink,
 		Version:  version,
 		Jobs:     f.jobs,
@@ -244,7 +261,7 @@ func (f *testFlags) overrides(e *env, l *loaded) (map[string]string, error) {
 
 // choose leaves out what did not change, and what belongs to other shards.
 func (f *testFlags) choose(ctx context.Context, e *env, l *loaded, supply string, part shard, duration func(*fleet.Recipe) float64) ([]*fleet.Recipe, error) {
-	recipes := l.recipes
+	recipes := f.filtered(e, l.recipes)
 	if f.changedSince != "" {
 		files, err := changedSince(ctx, l.workspace.Root, f.changedSince)
 		if err != nil {

@@ -70,7 +70,8 @@ type Options struct {
 	// must be readable by those who run it, and need not be static.
 	Agent string
 	// State is the folder of leases: /run/bj for root, a folder below
-	// $XDG_RUNTIME_DIR or the folder for temporary files for others.
+	// $XDG_RUNTIME_DIR or the folder for temporary files for others, and where
+	// those cannot be written.
 	State string
 	// Notice takes words for people, such as which limits cannot be kept. Each
 	// is said once.
@@ -104,12 +105,19 @@ func New(opts Options) *Provider {
 
 func stateDir() string {
 	switch dir := os.Getenv("XDG_RUNTIME_DIR"); {
-	case os.Geteuid() == 0:
+	case os.Geteuid() == 0 && !readOnly("/run"):
 		return "/run/bj"
-	case dir != "":
+	case dir != "" && !readOnly(dir):
 		return filepath.Join(dir, "bj")
 	}
 	return filepath.Join(os.TempDir(), fmt.Sprintf("bj-%d", os.Geteuid()))
+}
+
+// readOnly reports whether a folder is on a file system that nobody may write,
+// as in the sandboxes of build tools.
+func readOnly(dir string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(dir, &s) == nil && s.Flags&unix.ST_RDONLY != 0
 }
 
 // Name implements sandbox.Provider.
@@ -335,6 +343,8 @@ func explain(err error) error {
 			e.Hint = "user namespaces are for root only here: sysctl -w kernel.unprivileged_userns_clone=1, or run bj as root"
 		case read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" && os.Geteuid() != 0:
 			e.Hint = "AppArmor keeps user namespaces from ordinary users: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run bj as root"
+		case os.Geteuid() == 0 && strings.HasSuffix(read("/proc/self/uid_map"), " 1"):
+			e.Hint = "root is the only user that this user namespace has, as in Bazel's sandbox, and machines may not have the host's root: run bj outside of it, or as an ordinary user"
 		case os.Geteuid() == 0:
 			e.Hint = "root lacks a capability or a system call here, as in most containers: run bj on the host, or in a container with --privileged"
 		default:
