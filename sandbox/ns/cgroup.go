@@ -2,6 +2,7 @@ package ns
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,10 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+	"bj/sandbox/hub"
 )
 
 // maxPIDs bounds the processes of one machine, so that a fork bomb in it is no
@@ -204,4 +207,59 @@ func (h hierarchies) oomEvents(lease, machine string) string {
 		return filepath.Join(h.limits["memory"], lease, machine, "memory.events")
 	}
 	return filepath.Join(h.limits["memory"], lease, machine, "memory.oom_control")
+}
+
+// removeCgroups kills what is left in the folders and removes them, within two
+// seconds. Folders that are not there are no error.
+func removeCgroups(ctx context.Context, dirs []string) error {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		var left error
+		for _, dir := range dirs {
+			if !strings.HasPrefix(filepath.Base(dir), hub.LeasePrefix) {
+				return fmt.Errorf("removing %s: not a lease's", dir)
+			}
+			if err := removeCgroup(dir); err != nil {
+				left = err
+			}
+		}
+		if left == nil || time.Now().After(deadline) || ctx.Err() != nil {
+			return left
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func removeCgroup(dir string) error {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	entries, rerr := os.ReadDir(dir)
+	if rerr != nil {
+		if errors.Is(rerr, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("reading %s: %w", dir, rerr)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if pids, rerr := os.ReadFile(filepath.Join(dir, "cgroup.procs")); rerr == nil {
+		for _, line := range strings.Fields(string(pids)) {
+			var pid int
+			// 0 is a process of another namespace, 1 never ours.
+			if _, err := fmt.Sscan(line, &pid); err == nil && pid > 1 {
+				unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing %s: %w", dir, err)
+	}
+	return nil
 }

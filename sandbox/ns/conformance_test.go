@@ -13,6 +13,8 @@ import (
 
 	"bj/sandbox"
 	"bj/sandbox/sandboxtest"
+
+	"bj/sandbox/hub"
 )
 
 func TestConformance(t *testing.T) {
@@ -104,7 +106,7 @@ func watchWitness(t testing.TB, env sandbox.Environment) *os.File {
 				return 0, err
 			}
 			index, err := func() (int, error) {
-				ifr, err := unix.NewIfreq(witnessOut)
+				ifr, err := unix.NewIfreq(hub.WitnessOut)
 				if err != nil {
 					return 0, err
 				}

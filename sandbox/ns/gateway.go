@@ -7,53 +7,26 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"bj/sandbox/hub"
 )
 
 // gateway is the process that owns an environment: the first process of a pid
 // namespace in which all machines live, and whose network namespace is the
 // hub. When it ends, for whatever reason, the kernel ends every machine, and
-// with them every namespace, link, rule and mount. It cannot reach anything
-// outside but by asking bj to dial.
+// with them every namespace, link, rule and mount.
 type gateway struct {
-	peer     *peer
-	agent    int // descriptor of the file that machines run; 0 for the gateway's own
-	canaries canaries
-
-	mu       sync.Mutex
-	hub      *hub
-	machines []*machine
-	seal     *sealer
-}
-
-// machine is one machine as its gateway sees it.
-type machine struct {
-	config machineConfig
-	cmd    *exec.Cmd
-	netns  *os.File
-	ended  chan struct{}
-}
-
-// gone reports whether the machine has crashed or ended.
-func (m *machine) gone() bool {
-	select {
-	case <-m.ended:
-		return true
-	default:
-		return false
-	}
+	agent int // descriptor of the file that machines run; 0 for the gateway's own
 }
 
 // agentFile is the descriptor of the agent that machines run, where that is not
@@ -90,7 +63,7 @@ func gatewayMain(args []string) error {
 			return err
 		}
 	}
-	conn, err := unixConn(os.NewFile(3, "bj"))
+	conn, err := hub.UnixConn(os.NewFile(3, "bj"))
 	if err != nil {
 		return err
 	}
@@ -108,74 +81,30 @@ func gatewayMain(args []string) error {
 			return fmt.Errorf("keeping the agent: %w", err)
 		}
 	}
-	g.peer = newPeer(conn, g.handle)
-	err = g.peer.run(context.Background())
+	err = hub.NewGateway(conn, g.setup).Run(context.Background())
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
 }
 
-func (g *gateway) handle(ctx context.Context, method string, params json.RawMessage, fds []*os.File) (any, []*os.File, error) {
-	if method != "setup" {
-		defer closeAll(fds)
-	}
-	switch method {
-	case "setup":
-		return call(params, func(r setupRequest) (any, error) { return nil, g.setup(ctx, r, fds) })
-	case "seal":
-		return call(params, func(r sealRequest) (any, error) { return nil, g.applySeal(ctx, r.Policy) })
-	case "expect":
-		return call(params, func(r expectRequest) (any, error) { g.canaries.expect(r.Canaries); return nil, nil })
-	case "flows":
-		return call(params, func(struct{}) (any, error) { return g.flows() })
-	case "rules":
-		return call(params, func(struct{}) (any, error) { return g.rules() })
-	case "witness":
-		return call(params, func(struct{}) (any, error) { return g.witness() })
-	case "crash":
-		return call(params, func(r machineRequest) (any, error) { return nil, g.crash(ctx, r.Machine) })
-	case "dial":
-		var r dialRequest
-		if err := json.Unmarshal(params, &r); err != nil {
-			return nil, nil, err
-		}
-		f, err := g.dialIn(ctx, r)
-		if err != nil {
-			return nil, nil, err
-		}
-		return nil, []*os.File{f}, nil
-	}
-	return nil, nil, fmt.Errorf("the gateway knows no %q", method)
-}
-
-// call decodes the parameters of a request and answers it.
-func call[P any](params json.RawMessage, f func(P) (any, error)) (any, []*os.File, error) {
-	var p P
-	if err := json.Unmarshal(params, &p); err != nil {
-		return nil, nil, fmt.Errorf("decoding a request: %w", err)
-	}
-	result, err := f(p)
-	return result, nil, err
-}
-
 // setup makes the hub and boots all machines, with every link down.
-func (g *gateway) setup(ctx context.Context, r setupRequest, channels []*os.File) error {
-	defer closeAll(channels)
+func (g *gateway) setup(ctx context.Context, gw *hub.Gateway, params json.RawMessage, channels []*os.File) error {
+	defer hub.CloseAll(channels)
+	var r setupRequest
+	if err := json.Unmarshal(params, &r); err != nil {
+		return fmt.Errorf("decoding a request: %w", err)
+	}
 	if len(channels) != len(r.Machines) {
 		return fmt.Errorf("setting up: %d channels for %d machines", len(channels), len(r.Machines))
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.hub != nil {
-		return errors.New("setting up: done already")
-	}
 	var group errgroup.Group
-	machines := make([]*machine, len(r.Machines))
-	hubMade := make(chan struct{}) // closed when g.hub is set, or cannot be
+	var net *hub.Net
+	machines := make([]*hub.Machine, len(r.Machines))
+	made := make(chan struct{}) // closed when net is set, or cannot be
 	for i, config := range r.Machines {
 		group.Go(func() error {
-			m, err := g.boot(config, r, channels[i], hubMade)
+			m, err := g.boot(config, r, channels[i], func() *hub.Net { <-made; return net })
 			if err != nil {
 				return fmt.Errorf("starting %s: %w", config.Name, err)
 			}
@@ -183,39 +112,36 @@ func (g *gateway) setup(ctx context.Context, r setupRequest, channels []*os.File
 			return nil
 		})
 	}
-	hub, err := newHub()
-	g.hub = hub
-	close(hubMade)
+	net, err := hub.NewNet()
+	close(made)
 	if werr := group.Wait(); err == nil {
 		err = werr
 	}
 	if err != nil {
 		return err
 	}
-	g.machines = machines
-	return nil
+	return gw.Adopt(net, machines)
 }
 
 // boot starts the first process of a machine and waits until its root stands.
-func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, hubMade <-chan struct{}) (*machine, error) {
-	ours, theirs, err := socketpair()
+func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, net func() *hub.Net) (*hub.Machine, error) {
+	ours, theirs, err := hub.SocketPair()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := unixConn(ours)
+	conn, err := hub.UnixConn(ours)
 	if err != nil {
 		theirs.Close()
 		return nil, err
 	}
 	defer conn.Close()
-	m := &machine{config: config, ended: make(chan struct{})}
-	m.cmd = exec.Command("/proc/self/exe")
+	cmd := exec.Command("/proc/self/exe")
 	if g.agent != 0 {
-		m.cmd.Path = fmt.Sprintf("/proc/self/fd/%d", g.agent)
+		cmd.Path = fmt.Sprintf("/proc/self/fd/%d", g.agent)
 	}
-	m.cmd.Args = []string{"bj", machineCommand}
-	m.cmd.Env = hiddenEnv()
-	m.cmd.ExtraFiles = []*os.File{channel, theirs}
+	cmd.Args = []string{"bj", machineCommand}
+	cmd.Env = hiddenEnv()
+	cmd.ExtraFiles = []*os.File{channel, theirs}
 	if config.Events != "" {
 		events, err := os.Open(config.Events)
 		if err != nil {
@@ -223,43 +149,44 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 			return nil, fmt.Errorf("opening the memory limit's events: %w", err)
 		}
 		defer events.Close()
-		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, events)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, events)
 	}
-	m.cmd.Stderr = os.Stderr
+	cmd.Stderr = os.Stderr
 	var mapping []syscall.SysProcIDMap
 	for _, part := range r.IDs {
 		mapping = append(mapping, syscall.SysProcIDMap{ContainerID: int(part.Inside), HostID: int(part.First), Size: int(part.Count)})
 	}
 	many := len(mapping) > 1 || mapping[0].Size > 1
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{
+	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWNET,
 		UidMappings:                mapping,
 		GidMappings:                mapping,
 		GidMappingsEnableSetgroups: many,
 		Credential:                 &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: !many},
 	}
-	err = startIn(m.cmd, config)
+	err = startIn(cmd, config)
 	theirs.Close()
 	if err != nil {
 		return nil, err
 	}
+	ended := make(chan struct{})
 	go func() {
-		m.cmd.Wait()
-		close(m.ended)
+		cmd.Wait()
+		close(ended)
 	}()
 	network, user, err := receiveSpaces(conn)
 	if err != nil {
 		return nil, fmt.Errorf("receiving its namespaces: %w", err)
 	}
-	m.netns = network
+	m := &hub.Machine{Name: config.Name, Index: config.Index, V4: config.V4, V6: config.V6, NetNS: network, Ended: ended, Kill: cmd.Process.Kill}
 	msg := bootMessage{Machine: config, Root: r.Root}
 	t := trees{base: map[string]*os.File{}}
 	defer func() {
 		for _, f := range t.base {
 			f.Close()
 		}
-		closeAll(t.layers)
-		closeAll(t.binds)
+		hub.CloseAll(t.layers)
+		hub.CloseAll(t.binds)
 		if t.units != nil {
 			t.units.Close()
 		}
@@ -280,11 +207,11 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, h
 		return nil, err
 	}
 	// While it builds its root.
-	<-hubMade
-	if g.hub == nil {
+	n := net()
+	if n == nil {
 		return nil, errors.New("there is no hub")
 	}
-	if err := g.hub.attach(config, m.netns); err != nil {
+	if err := n.Attach(m); err != nil {
 		return nil, err
 	}
 	answer, err := io.ReadAll(io.LimitReader(conn, 64<<10))
@@ -358,74 +285,4 @@ func mapTrees(msg *bootMessage, t *trees, config machineConfig, user *os.File) e
 	}
 	msg.Layers, msg.Binds = len(t.layers), len(t.binds)
 	return nil
-}
-
-func (g *gateway) crash(ctx context.Context, index int) error {
-	g.mu.Lock()
-	if index < 0 || index >= len(g.machines) {
-		g.mu.Unlock()
-		return fmt.Errorf("crashing machine %d: there is none", index)
-	}
-	m, hub := g.machines[index], g.hub
-	g.mu.Unlock()
-	// The link first: a kernel that ends processes says farewell for them, and a
-	// machine without power does not.
-	if err := hub.cut(m.config.Index); err != nil {
-		return fmt.Errorf("cutting %s off: %w", m.config.Name, err)
-	}
-	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("crashing %s: %w", m.config.Name, err)
-	}
-	select {
-	case <-m.ended:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("crashing %s: %w", m.config.Name, ctx.Err())
-	}
-}
-
-func (g *gateway) witness() (witnessAnswer, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.hub == nil {
-		return witnessAnswer{}, errors.New("reading the witness: nothing is set up")
-	}
-	n, err := g.hub.leaked()
-	return witnessAnswer{Leaked: n}, err
-}
-
-// dialIn connects from the hub to a machine.
-func (g *gateway) dialIn(ctx context.Context, r dialRequest) (*os.File, error) {
-	source := hub4
-	if r.To.Addr().Is6() {
-		source = hub6
-	}
-	d := net.Dialer{}
-	switch r.Network {
-	case "tcp":
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
-	case "udp":
-		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
-	default:
-		return nil, fmt.Errorf("dialling %s: a supplier answers tcp and udp only", r.Network)
-	}
-	c, err := d.DialContext(ctx, r.Network, r.To.String())
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return c.(interface{ File() (*os.File, error) }).File()
-}
-
-// dialOut asks bj for a connection to the outside.
-func (g *gateway) dialOut(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-	files, err := g.peer.call(ctx, "dial", dialRequest{Network: network, To: to}, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer closeAll(files)
-	if len(files) != 1 {
-		return nil, errors.New("dialling out: bj sent no connection")
-	}
-	return net.FileConn(files[0])
 }

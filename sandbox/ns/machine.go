@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox/agent"
+
+	"bj/sandbox/hub"
 )
 
 // bootMessage is what the gateway tells the first process of a machine. Its
@@ -32,7 +34,7 @@ type bootMessage struct {
 // and becomes the agent. Descriptor 3 is the agent's channel, 4 leads to the
 // gateway.
 func machineMain() error {
-	conn, err := unixConn(os.NewFile(4, "gateway"))
+	conn, err := hub.UnixConn(os.NewFile(4, "gateway"))
 	if err != nil {
 		return err
 	}
@@ -74,14 +76,14 @@ func machineMain() error {
 func quietNetwork() error {
 	// No address but those given, and no question by the kernel itself.
 	for name, value := range map[string]string{"addr_gen_mode": "1", "accept_ra": "0", "accept_dad": "0", "router_solicitations": "0"} {
-		if err := setSysctl("ipv6/conf/default/"+name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := hub.SetSysctl("ipv6/conf/default/"+name, value); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("setting net/ipv6/conf/default/%s: %w", name, err)
 		}
 	}
 	// Ping sockets for everyone, as distributions have it. A range that the
 	// user namespace does not map is refused, which is no loss.
 	for _, ids := range []string{"0 65535", "0 0"} {
-		if setSysctl("ipv4/ping_group_range", ids) == nil {
+		if hub.SetSysctl("ipv4/ping_group_range", ids) == nil {
 			break
 		}
 	}
@@ -127,7 +129,7 @@ func receiveBoot(conn *net.UnixConn) (bootMessage, trees, error) {
 		return bootMessage{}, none, fmt.Errorf("sending namespaces: %w", err)
 	}
 	var head [4]byte
-	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
+	oob := make([]byte, unix.CmsgSpace(hub.MaxFDs*4))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(head[:], oob)
 	if err != nil {
 		return bootMessage{}, none, fmt.Errorf("receiving the machine's configuration: %w", err)
@@ -135,7 +137,7 @@ func receiveBoot(conn *net.UnixConn) (bootMessage, trees, error) {
 	if n != len(head) || flags&unix.MSG_CTRUNC != 0 {
 		return bootMessage{}, none, errors.New("receiving the machine's configuration: cut off")
 	}
-	files, err := parseRights(oob[:oobn])
+	files, err := hub.ParseRights(oob[:oobn])
 	if err != nil {
 		return bootMessage{}, none, err
 	}
@@ -178,8 +180,8 @@ func sendBoot(conn *net.UnixConn, msg bootMessage, t trees) error {
 	if t.units != nil {
 		files = append(files, t.units)
 	}
-	if len(files) > maxFDs {
-		return fmt.Errorf("sending the machine's configuration: %d files are more than %d", len(files), maxFDs)
+	if len(files) > hub.MaxFDs {
+		return fmt.Errorf("sending the machine's configuration: %d files are more than %d", len(files), hub.MaxFDs)
 	}
 	buf, err := json.Marshal(msg)
 	if err != nil {
@@ -212,12 +214,12 @@ func receiveSpaces(conn *net.UnixConn) (netns, userns *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	files, err := parseRights(oob[:oobn])
+	files, err := hub.ParseRights(oob[:oobn])
 	if err != nil {
 		return nil, nil, err
 	}
 	if n != 1 || len(files) != 2 {
-		closeAll(files)
+		hub.CloseAll(files)
 		return nil, nil, errors.New("the machine's first process ended early")
 	}
 	return files[0], files[1], nil

@@ -40,6 +40,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+
+	"bj/sandbox/hub"
 )
 
 // The hidden commands by which bj starts itself.
@@ -152,7 +154,9 @@ func (p *Provider) Check(ctx context.Context) error {
 }
 
 // Reap implements sandbox.Provider.
-func (p *Provider) Reap(ctx context.Context) ([]string, error) { return reap(ctx, p.opts.State) }
+func (p *Provider) Reap(ctx context.Context) ([]string, error) {
+	return hub.Reap(ctx, p.opts.State, func(ctx context.Context, _ string, rec hub.Record) error { return removeCgroups(ctx, rec.Cgroups) })
+}
 
 // prepare reads once what does not change between leases.
 func (p *Provider) prepare() {
@@ -188,11 +192,11 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 	if err := p.checkSpec(spec); err != nil {
 		return nil, err
 	}
-	l, rec, err := newLease(p.opts.State, leaseRecord{Owner: spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, p.cg.folders)
+	l, rec, err := hub.NewLease(p.opts.State, hub.Record{Owner: spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, p.cg.folders)
 	if err != nil {
 		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
 	}
-	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, lost: make(chan struct{}), ended: make(chan struct{})}
+	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, ended: make(chan struct{})}
 	if err := e.start(ctx); err != nil {
 		e.Release(context.WithoutCancel(ctx))
 		return nil, explain(err)
@@ -270,7 +274,7 @@ func (e *environment) startGateway(control *os.File, conn *net.UnixConn) error {
 	cmd := exec.Command(e.provider.opts.Agent)
 	cmd.Args = []string{"bj", gatewayCommand}
 	cmd.Env = hiddenEnv()
-	cmd.ExtraFiles = []*os.File{control, e.lease.file}
+	cmd.ExtraFiles = []*os.File{control, e.lease.File}
 	if e.provider.sealed != nil {
 		cmd.Args = append(cmd.Args, gatewayAgent)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, e.provider.sealed)

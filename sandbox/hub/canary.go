@@ -1,4 +1,4 @@
-package ns
+package hub
 
 import (
 	"context"
@@ -153,8 +153,8 @@ func opens(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec,
 	return false
 }
 
-// canaryKey is by what a probe is known among dropped packets.
-type canaryKey struct {
+// CanaryKey is by what a probe is known among dropped packets.
+type CanaryKey struct {
 	Machine  string
 	Protocol string
 	To       netip.AddrPort
@@ -163,20 +163,20 @@ type canaryKey struct {
 // canaries is the gateway's list of probes to look for among dropped packets.
 type canaries struct {
 	mu   sync.Mutex
-	seen map[canaryKey]bool
+	seen map[CanaryKey]bool
 }
 
-func (c *canaries) expect(keys []canaryKey) {
+func (c *canaries) expect(keys []CanaryKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seen = map[canaryKey]bool{}
+	c.seen = map[CanaryKey]bool{}
 	for _, k := range keys {
 		c.seen[k] = false
 	}
 }
 
 // saw reports whether k is a canary, and remembers that it was dropped.
-func (c *canaries) saw(k canaryKey) bool {
+func (c *canaries) saw(k CanaryKey) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, ok := c.seen[k]
@@ -186,10 +186,10 @@ func (c *canaries) saw(k canaryKey) bool {
 	return ok
 }
 
-func (c *canaries) list() []canaryKey {
+func (c *canaries) list() []CanaryKey {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var seen []canaryKey
+	var seen []CanaryKey
 	for k, ok := range c.seen {
 		if ok {
 			seen = append(seen, k)
@@ -198,7 +198,7 @@ func (c *canaries) list() []canaryKey {
 	return seen
 }
 
-func keyOf(machine string, p probe) canaryKey {
+func keyOf(machine string, p probe) CanaryKey {
 	protocol := string(p.Kind)
 	to := p.To
 	switch p.Kind {
@@ -209,14 +209,14 @@ func keyOf(machine string, p probe) canaryKey {
 	case agent.ProbeIP:
 		protocol = fmt.Sprintf("ip/%d", p.Protocol)
 	}
-	return canaryKey{machine, protocol, to}
+	return CanaryKey{machine, protocol, to}
 }
 
 // Canaries implements sandbox.Environment. A probe holds if nothing came back
 // and it was either refused by the machine's own kernel or seen where the seal
 // drops packets; that it was merely not answered is not enough. In the end the
 // witness link must be silent.
-func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
+func (e *Client) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 	ctx, cancel := context.WithTimeout(ctx, canaryDeadline+10*time.Second)
 	defer cancel()
 	w, err := newWitnesses()
@@ -229,39 +229,40 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 	e.mu.Unlock()
 
 	type tried struct {
-		g        *guest
+		name     string
+		agent    *agent.Client
 		probes   []probe
 		outcomes []agent.Outcome
 	}
 	var all []tried
 	var raws [][]agent.Probe
 	var expect expectRequest
-	for i, g := range e.machines {
+	for i, m := range e.Spec.Machines {
 		select {
-		case <-g.client.Lost():
+		case <-e.Agents[i].Lost():
 			continue // crashed: nothing speaks there any more
 		default:
 		}
-		t := tried{g: g, probes: canaryProbes(policy, e.spec.Machines[i], e.spec.Machines, w)}
+		t := tried{name: m.Name, agent: e.Agents[i], probes: canaryProbes(policy, m, e.Spec.Machines, w)}
 		raw := make([]agent.Probe, len(t.probes))
 		for j, p := range t.probes {
 			raw[j] = p.Probe
-			expect.Canaries = append(expect.Canaries, keyOf(g.name, p))
+			expect.Canaries = append(expect.Canaries, keyOf(m.Name, p))
 		}
 		all = append(all, t)
 		raws = append(raws, raw)
 	}
-	if _, err := e.peer.call(ctx, "expect", expect, nil); err != nil {
+	if err := e.expect(ctx, expect); err != nil {
 		return nil, err
 	}
 	for i := range all {
 		t := &all[i]
-		if t.outcomes, err = t.g.client.Probe(ctx, raws[i]); err != nil {
-			return nil, fmt.Errorf("trying canaries on %s: %w", t.g.name, err)
+		if t.outcomes, err = t.agent.Probe(ctx, raws[i]); err != nil {
+			return nil, fmt.Errorf("trying canaries on %s: %w", t.name, err)
 		}
 	}
 	// Wait until every probe that was sent has been seen being dropped.
-	var seen map[canaryKey]bool
+	var seen map[CanaryKey]bool
 	deadline := time.Now().Add(canaryDeadline)
 	for {
 		if seen, err = e.dropped(ctx); err != nil {
@@ -270,7 +271,7 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 		missing := false
 		for _, t := range all {
 			for j, p := range t.probes {
-				missing = missing || (!p.refused && t.outcomes[j].State == agent.Sent && !seen[keyOf(t.g.name, p)])
+				missing = missing || (!p.refused && t.outcomes[j].State == agent.Sent && !seen[keyOf(t.name, p)])
 			}
 		}
 		if !missing || time.Now().After(deadline) {
@@ -285,19 +286,19 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 	var result []sandbox.Canary
 	for _, t := range all {
 		// A second look: an answer may have come meanwhile.
-		outcomes, err := t.g.client.Probed(ctx)
+		outcomes, err := t.agent.Probed(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("looking at canaries on %s: %w", t.g.name, err)
+			return nil, fmt.Errorf("looking at canaries on %s: %w", t.name, err)
 		}
 		for j, p := range t.probes {
-			c := sandbox.Canary{Machine: t.g.name, Probe: p.text, Held: true}
+			c := sandbox.Canary{Machine: t.name, Probe: p.text, Held: true}
 			switch o := outcomes[j]; {
 			case o.State == agent.Connected || o.State == agent.Answered:
 				c.Held, c.Detail = false, "it was answered"
 			case o.State == agent.Refused:
 			case p.refused:
 				c.Held, c.Detail = false, "the machine's kernel did not refuse it"
-			case !seen[keyOf(t.g.name, p)]:
+			case !seen[keyOf(t.name, p)]:
 				c.Held, c.Detail = false, fmt.Sprintf("it was sent, and nobody saw it stopped within %s", canaryDeadline)
 			}
 			result = append(result, c)
@@ -305,7 +306,7 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 	}
 	leak := sandbox.Canary{Probe: "witness: packets that left the hub", Held: true}
 	var answer witnessAnswer
-	if _, err := e.peer.call(ctx, "witness", struct{}{}, &answer); err != nil {
+	if _, err := e.Peer.Call(ctx, "witness", struct{}{}, &answer); err != nil {
 		return nil, err
 	}
 	if answer.Leaked != 0 {
@@ -320,12 +321,12 @@ func (e *environment) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 }
 
 // dropped returns what the seal was seen to drop so far.
-func (e *environment) dropped(ctx context.Context) (map[canaryKey]bool, error) {
-	var a flowsAnswer
-	if _, err := e.peer.call(ctx, "flows", struct{}{}, &a); err != nil {
+func (e *Client) dropped(ctx context.Context) (map[CanaryKey]bool, error) {
+	a, err := e.flows(ctx)
+	if err != nil {
 		return nil, err
 	}
-	seen := map[canaryKey]bool{}
+	seen := map[CanaryKey]bool{}
 	for _, k := range a.Seen {
 		seen[k] = true
 	}

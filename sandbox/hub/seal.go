@@ -1,4 +1,4 @@
-package ns
+package hub
 
 import (
 	"context"
@@ -37,7 +37,7 @@ type sealer struct {
 // applySeal puts p in force. The first time it brings the links up, but only
 // when every rule is in place; later it replaces rules, and what the earlier
 // ones admitted is cut in the same instant.
-func (g *gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
+func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.hub == nil {
@@ -64,16 +64,19 @@ func (g *gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	})
 	group.Go(func() error { return g.watch("", 0, s.flows) })
 	for i, m := range g.machines {
-		fd := int(m.netns.Fd())
+		if m.NetNS == nil {
+			continue // its kernel is its own, and its agent applies them
+		}
+		fd := int(m.NetNS.Fd())
 		group.Go(func() error {
 			t, err := seal.Apply(fd, inside[i])
 			if err != nil {
-				return fmt.Errorf("%s: %w", m.config.Name, err)
+				return fmt.Errorf("%s: %w", m.Name, err)
 			}
 			s.inside[i] = t
 			return nil
 		})
-		group.Go(func() error { return g.watch(m.config.Name, fd, s.flows) })
+		group.Go(func() error { return g.watch(m.Name, fd, s.flows) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
@@ -85,7 +88,7 @@ func (g *gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	return nil
 }
 
-func (g *gateway) reseal(p sandbox.Policy) error {
+func (g *Gateway) reseal(p sandbox.Policy) error {
 	s := g.seal
 	s.generation++
 	if s.generation == 0 {
@@ -102,42 +105,45 @@ func (g *gateway) reseal(p sandbox.Policy) error {
 		return fmt.Errorf("the relay: %w", err)
 	}
 	for i, t := range s.inside {
+		if t == nil {
+			continue
+		}
 		if err := t.Replace(inside[i]); err != nil {
 			if g.machines[i].gone() {
 				continue // its rules went with it
 			}
-			return fmt.Errorf("%s: %w", g.machines[i].config.Name, err)
+			return fmt.Errorf("%s: %w", g.machines[i].Name, err)
 		}
 	}
 	return nil
 }
 
 // relayConfig is the relay as the rules have it.
-func (g *gateway) relayConfig() gate.Config {
+func (g *Gateway) relayConfig() gate.Config {
 	c := gate.Config{
 		TCP: relayPort, UDP: relayPort, Queue: holdQueue,
 		MarkDialled: seal.MarkDialled, MarkRefused: seal.MarkRefused, MarkReply: seal.MarkReply,
-		Own: []netip.Addr{hub4, hub6}, Dial: g.dialOut,
+		Own: []netip.Addr{Addr4, Addr6}, Dial: g.dialOut,
 	}
 	for _, m := range g.machines {
-		c.Machines = append(c.Machines, gate.Machine{Name: m.config.Name, V4: m.config.V4, V6: m.config.V6})
+		c.Machines = append(c.Machines, gate.Machine{Name: m.Name, V4: m.V4, V6: m.V6})
 	}
 	return c
 }
 
-func (g *gateway) sealMachines() []seal.Machine {
+func (g *Gateway) sealMachines() []seal.Machine {
 	ms := make([]seal.Machine, len(g.machines))
 	for i, m := range g.machines {
-		ms[i] = seal.Machine{Name: m.config.Name, Interface: hubInterface(m.config.Index), V4: m.config.V4, V6: m.config.V6}
+		ms[i] = seal.Machine{Name: m.Name, Interface: hubInterface(m.Index), V4: m.V4, V6: m.V6}
 	}
 	return ms
 }
 
 // compile makes the rules of the hub and of each machine.
-func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.Ruleset, error) {
+func (g *Gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.Ruleset, error) {
 	machines := g.sealMachines()
 	hub, err := seal.CompileHub(p, seal.Hub{
-		Generation: s.generation, Machines: machines, Gateway4: hub4, Gateway6: hub6,
+		Generation: s.generation, Machines: machines, Gateway4: Addr4, Gateway6: Addr6,
 		RelayTCP: relayPort, RelayUDP: relayPort, Queue: holdQueue, Group: logGroup,
 	})
 	if err != nil {
@@ -145,7 +151,10 @@ func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 	}
 	inside := make([]*seal.Ruleset, len(machines))
 	for i, m := range machines {
-		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, UplinkIndex: g.hub.uplink(g.machines[i].config.Index), Generation: s.generation, Group: logGroup}); err != nil {
+		if g.machines[i].NetNS == nil {
+			continue
+		}
+		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, UplinkIndex: g.hub.uplink(g.machines[i].Index), Generation: s.generation, Group: logGroup}); err != nil {
 			return nil, nil, fmt.Errorf("compiling the rules of %s: %w", m.Name, err)
 		}
 	}
@@ -154,10 +163,10 @@ func (g *gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 
 // watch counts what is dropped in a namespace: the hub, or that of a machine.
 // It returns once nothing is missed any more.
-func (g *gateway) watch(machine string, fd int, flows *seal.Flows) error {
+func (g *Gateway) watch(machine string, fd int, flows *seal.Flows) error {
 	byInterface := map[string]string{}
 	for _, m := range g.machines {
-		byInterface[hubInterface(m.config.Index)] = m.config.Name
+		byInterface[hubInterface(m.Index)] = m.Name
 	}
 	ready, failed := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -171,7 +180,7 @@ func (g *gateway) watch(machine string, fd int, flows *seal.Flows) error {
 			} else if iface == "" {
 				iface = d.Out
 			}
-			if name != "" && !g.canaries.saw(canaryKey{name, d.Protocol, d.Destination}) {
+			if name != "" && !g.canaries.saw(CanaryKey{name, d.Protocol, d.Destination}) {
 				flows.Add(name, iface, d)
 			}
 		})
@@ -184,25 +193,28 @@ func (g *gateway) watch(machine string, fd int, flows *seal.Flows) error {
 	}
 }
 
-func (g *gateway) flows() (flowsAnswer, error) {
+func (g *Gateway) flows() (Flows, error) {
 	g.mu.Lock()
 	s := g.seal
 	g.mu.Unlock()
 	if s == nil {
-		return flowsAnswer{}, nil
+		return Flows{}, nil
 	}
 	counters, err := s.hub.Counters()
 	if err != nil {
-		return flowsAnswer{}, fmt.Errorf("reading counters: %w", err)
+		return Flows{}, fmt.Errorf("reading counters: %w", err)
 	}
 	lists := [][]sandbox.Use{counters.Used(), s.relay.Used()}
 	for i, t := range s.inside {
+		if t == nil {
+			continue
+		}
 		c, err := t.Counters()
 		if err != nil {
 			if g.machines[i].gone() {
 				continue // its counters went with it
 			}
-			return flowsAnswer{}, fmt.Errorf("reading counters of %s: %w", g.machines[i].config.Name, err)
+			return Flows{}, fmt.Errorf("reading counters of %s: %w", g.machines[i].Name, err)
 		}
 		lists = append(lists, c.Used())
 	}
@@ -216,12 +228,12 @@ func (g *gateway) flows() (flowsAnswer, error) {
 	now := time.Now()
 	for frame, c := range counters.Frames {
 		for _, m := range g.machines {
-			if hubInterface(m.config.Index) == frame.Interface {
-				s.flows.AddFrame(m.config.Name, "eth0", frame, c.Packets, now)
+			if hubInterface(m.Index) == frame.Interface {
+				s.flows.AddFrame(m.Name, "eth0", frame, c.Packets, now)
 			}
 		}
 	}
-	a := flowsAnswer{Blocked: s.flows.List(), Seen: g.canaries.list()}
+	a := Flows{Blocked: s.flows.List(), Seen: g.canaries.list()}
 	for _, u := range used {
 		a.Used = append(a.Used, u)
 	}
@@ -229,7 +241,7 @@ func (g *gateway) flows() (flowsAnswer, error) {
 }
 
 // rules returns all rules in force, one namespace after the other.
-func (g *gateway) rules() (string, error) {
+func (g *Gateway) rules() (string, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.seal == nil {
@@ -238,7 +250,10 @@ func (g *gateway) rules() (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# the hub\n\n%s", g.seal.hub.Rules())
 	for i, t := range g.seal.inside {
-		fmt.Fprintf(&b, "\n# %s\n\n%s", g.machines[i].config.Name, t.Rules())
+		if t == nil {
+			continue
+		}
+		fmt.Fprintf(&b, "\n# %s\n\n%s", g.machines[i].Name, t.Rules())
 	}
 	return b.String(), nil
 }

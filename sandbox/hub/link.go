@@ -1,4 +1,4 @@
-package ns
+package hub
 
 import (
 	"errors"
@@ -20,13 +20,13 @@ import (
 // Addresses of the hub: the next hop of every machine, and the source of what
 // is dialled into an environment that supplies others.
 var (
-	hub4 = netip.MustParseAddr("198.18.255.254")
-	hub6 = netip.MustParseAddr("fd62:6a::ffff")
+	Addr4 = netip.MustParseAddr("198.18.255.254")
+	Addr6 = netip.MustParseAddr("fd62:6a::ffff")
 )
 
 const (
 	witnessIn  = "w0" // whatever the filter lets through to a foreign address leaves here
-	witnessOut = "w1"
+	WitnessOut = "w1"
 	relayTable = 100
 	// blackholeMetric is that of the routes which stay when a machine's link is
 	// gone: packets for a crashed machine vanish, and reach no witness.
@@ -36,9 +36,9 @@ const (
 // hubInterface is the hub's end of a machine's link.
 func hubInterface(index int) string { return fmt.Sprintf("m%d", index) }
 
-// hardwareAddr is a locally administered address: side 0 is the machine's end,
+// HardwareAddr is a locally administered address: side 0 is the machine's end,
 // side 1 the hub's.
-func hardwareAddr(side, index int) net.HardwareAddr {
+func HardwareAddr(side, index int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x62, 0x6a, byte(side), byte(index >> 8), byte(index)}
 }
 
@@ -63,14 +63,16 @@ var hubSysctls = []struct {
 	{"netfilter/nf_conntrack_tcp_loose", "0", false},
 }
 
-func setSysctl(name, value string) error {
+// SetSysctl sets a value below /proc/sys/net, in the network namespace of the
+// calling process.
+func SetSysctl(name, value string) error {
 	// The folder of a network namespace is its process's own: all threads of
 	// the gateway are in the hub.
 	return os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0)
 }
 
-// hub is the network namespace that all machines of an environment hang on.
-type hub struct {
+// Net is the network namespace that all machines of an environment hang on.
+type Net struct {
 	nl *netlink.Handle
 
 	mu    sync.Mutex // machines are attached at the same time
@@ -85,10 +87,10 @@ type machineLink struct {
 	uplink int             // number of eth0 there
 }
 
-// newHub prepares the namespace of the calling process, with every link down.
-func newHub() (*hub, error) {
+// NewNet prepares the namespace of the calling process, with every link down.
+func NewNet() (*Net, error) {
 	for _, s := range hubSysctls {
-		if err := setSysctl(s.name, s.value); err != nil && s.must && !missingIPv6(s.name, err) {
+		if err := SetSysctl(s.name, s.value); err != nil && s.must && !missingIPv6(s.name, err) {
 			return nil, fmt.Errorf("setting net/%s of the hub: %w", s.name, err)
 		}
 	}
@@ -96,8 +98,8 @@ func newHub() (*hub, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening netlink in the hub: %w", err)
 	}
-	h := &hub{nl: nl}
-	if err := h.addVeth(witnessIn, witnessOut, -1, nil); err != nil {
+	h := &Net{nl: nl}
+	if err := h.addVeth(witnessIn, WitnessOut, -1, nil); err != nil {
 		return nil, fmt.Errorf("making the witness link: %w", err)
 	}
 	return h, nil
@@ -109,40 +111,67 @@ func missingIPv6(name string, err error) bool {
 
 // addVeth makes a pair of links: name in the hub, and peer in the namespace of
 // ns, or in the hub where that is nil.
-func (h *hub) addVeth(name, peer string, index int, ns *os.File) error {
+func (h *Net) addVeth(name, peer string, index int, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	attrs.MTU = seal.LinkMTU
 	v := &netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerMTU: seal.LinkMTU}
 	if ns != nil {
 		v.PeerNamespace = netlink.NsFd(int(ns.Fd()))
-		v.HardwareAddr = hardwareAddr(1, index)
-		v.PeerHardwareAddr = hardwareAddr(0, index)
+		v.HardwareAddr = HardwareAddr(1, index)
+		v.PeerHardwareAddr = HardwareAddr(0, index)
 	}
 	return h.nl.LinkAdd(v)
 }
 
-// attach links a machine's namespace to the hub, with both ends down.
-func (h *hub) attach(m machineConfig, ns *os.File) error {
-	if err := h.addVeth(hubInterface(m.Index), "eth0", m.Index, ns); err != nil {
-		return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
-	}
-	handle, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("opening netlink in %s: %w", m.Name, err)
-	}
-	eth, err := handle.LinkByName("eth0")
-	if err != nil {
-		return fmt.Errorf("finding eth0 of %s: %w", m.Name, err)
+// Attach links a machine to the hub, with all ends down. A virtual machine's
+// link must be there already, under the name that TapName gives.
+func (h *Net) Attach(m *Machine) error {
+	link := &machineLink{index: m.Index, v4: m.V4, v6: m.V6}
+	if m.NetNS == nil {
+		if err := h.attachTap(m); err != nil {
+			return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
+		}
+	} else {
+		if err := h.addVeth(hubInterface(m.Index), "eth0", m.Index, m.NetNS); err != nil {
+			return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
+		}
+		handle, err := netlink.NewHandleAt(netns.NsHandle(m.NetNS.Fd()), unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("opening netlink in %s: %w", m.Name, err)
+		}
+		eth, err := handle.LinkByName("eth0")
+		if err != nil {
+			return fmt.Errorf("finding eth0 of %s: %w", m.Name, err)
+		}
+		link.ns, link.uplink = handle, eth.Attrs().Index
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.links = append(h.links, &machineLink{index: m.Index, v4: m.V4, v6: m.V6, ns: handle, uplink: eth.Attrs().Index})
+	h.links = append(h.links, link)
+	return nil
+}
+
+// attachTap prepares the tap of a virtual machine, which was moved here.
+func (h *Net) attachTap(m *Machine) error {
+	tap, err := h.nl.LinkByName(m.Tap)
+	if err != nil {
+		return fmt.Errorf("finding its tap: %w", err)
+	}
+	for _, step := range []func() error{
+		func() error { return h.nl.LinkSetDown(tap) },
+		func() error { return h.nl.LinkSetName(tap, hubInterface(m.Index)) },
+		func() error { return h.nl.LinkSetHardwareAddr(tap, HardwareAddr(1, m.Index)) },
+	} {
+		if err := step(); err != nil {
+			return fmt.Errorf("preparing its tap: %w", err)
+		}
+	}
 	return nil
 }
 
 // uplink returns the number of a machine's own end of its link, in the machine.
-func (h *hub) uplink(index int) int {
+func (h *Net) uplink(index int) int {
 	for _, l := range h.links {
 		if l.index == index {
 			return l.uplink
@@ -153,7 +182,7 @@ func (h *hub) uplink(index int) int {
 
 // up brings all links, addresses and routes up. The rules must be in force by
 // then: this is the moment from which packets could flow.
-func (h *hub) up() error {
+func (h *Net) up() error {
 	lo, err := h.nl.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("finding lo of the hub: %w", err)
@@ -161,12 +190,12 @@ func (h *hub) up() error {
 	if err := h.nl.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bringing up lo of the hub: %w", err)
 	}
-	for _, a := range []netip.Addr{hub4, hub6} {
+	for _, a := range []netip.Addr{Addr4, Addr6} {
 		if err := h.nl.AddrAdd(lo, address(a)); err != nil {
 			return fmt.Errorf("adding %s to the hub: %w", a, err)
 		}
 	}
-	for _, name := range []string{witnessIn, witnessOut} {
+	for _, name := range []string{witnessIn, WitnessOut} {
 		link, err := h.nl.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("finding %s: %w", name, err)
@@ -214,6 +243,9 @@ func (h *hub) up() error {
 		}
 	}
 	for _, m := range h.links {
+		if m.ns == nil {
+			continue
+		}
 		for _, a := range []netip.Addr{m.v4, m.v6} {
 			if err := local(m.ns, a); err != nil {
 				return err
@@ -224,30 +256,53 @@ func (h *hub) up() error {
 }
 
 // raise brings a machine's links up.
-func (h *hub) raise(m *machineLink) error {
+func (h *Net) raise(m *machineLink) error {
 	name := hubInterface(m.index)
 	link, err := h.nl.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", name, err)
 	}
-	eth, err := m.ns.LinkByName("eth0")
-	if err != nil {
-		return fmt.Errorf("finding eth0: %w", err)
-	}
 	if err := h.nl.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("silencing %s: %w", name, err)
 	}
-	lo, err := m.ns.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("finding lo: %w", err)
+	if m.ns != nil {
+		if err := raiseInside(m.ns); err != nil {
+			return err
+		}
 	}
-	for _, step := range []struct {
-		what string
-		nl   *netlink.Handle
-		link netlink.Link
-	}{{"lo", m.ns, lo}, {"eth0", m.ns, eth}, {name, h.nl, link}} {
-		if err := step.nl.LinkSetUp(step.link); err != nil {
-			return fmt.Errorf("bringing up %s: %w", step.what, err)
+	if err := h.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bringing up %s: %w", name, err)
+	}
+	return nil
+}
+
+// raiseInside brings up what a machine itself has.
+func raiseInside(nl *netlink.Handle) error {
+	for _, name := range []string{"lo", "eth0"} {
+		link, err := nl.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", name, err)
+		}
+		if err := nl.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bringing up %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Join does inside a virtual machine what the hub does for one with a namespace
+// here: links up, then addresses, neighbours and routes. The rules must be in
+// force by then.
+func Join(nl *netlink.Handle, index int, v4, v6 netip.Addr) error {
+	if err := raiseInside(nl); err != nil {
+		return err
+	}
+	if err := settleInside(nl, index, v4, v6); err != nil {
+		return err
+	}
+	for _, a := range []netip.Addr{v4, v6} {
+		if err := local(nl, a); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -292,39 +347,21 @@ func local(nl *netlink.Handle, a netip.Addr) error {
 
 // settle gives a machine its addresses, neighbours and routes. Both ends of its
 // link are ready then.
-func (h *hub) settle(m *machineLink) error {
+func (h *Net) settle(m *machineLink) error {
 	link, err := ready(h.nl, hubInterface(m.index))
 	if err != nil {
 		return err
 	}
-	eth, err := ready(m.ns, "eth0")
-	if err != nil {
-		return err
+	if m.ns != nil {
+		if err := settleInside(m.ns, m.index, m.v4, m.v6); err != nil {
+			return err
+		}
 	}
-	for _, way := range []struct{ self, next netip.Addr }{{m.v4, hub4}, {m.v6, hub6}} {
-		if err := m.ns.AddrAdd(eth, address(way.self)); err != nil {
-			return fmt.Errorf("adding %s: %w", way.self, err)
-		}
-		if err := m.ns.NeighAdd(neighbour(eth, way.next, hardwareAddr(1, m.index))); err != nil {
-			return fmt.Errorf("adding the neighbour %s: %w", way.next, err)
-		}
-		onlink := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: single(way.next), Scope: netlink.SCOPE_LINK}
-		if err := m.ns.RouteAdd(onlink); err != nil {
-			return fmt.Errorf("routing to %s: %w", way.next, err)
-		}
-		all := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: everything(family(way.self)), Gw: way.next.AsSlice(), Src: way.self.AsSlice()}
-		if err := m.ns.RouteAdd(all); err != nil {
-			return fmt.Errorf("routing everything through %s: %w", way.next, err)
-		}
-		if err := h.nl.NeighAdd(neighbour(link, way.self, hardwareAddr(0, m.index))); err != nil {
+	for _, way := range []struct{ self, hub netip.Addr }{{m.v4, Addr4}, {m.v6, Addr6}} {
+		if err := h.nl.NeighAdd(neighbour(link, way.self, HardwareAddr(0, m.index))); err != nil {
 			return fmt.Errorf("adding the neighbour %s: %w", way.self, err)
 		}
-		to := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: single(way.self), Scope: netlink.SCOPE_LINK}
-		if way.self.Is4() {
-			to.Src = hub4.AsSlice()
-		} else {
-			to.Src = hub6.AsSlice()
-		}
+		to := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: single(way.self), Scope: netlink.SCOPE_LINK, Src: way.hub.AsSlice()}
 		if err := h.nl.RouteAdd(to); err != nil {
 			return fmt.Errorf("routing to %s: %w", way.self, err)
 		}
@@ -336,9 +373,35 @@ func (h *hub) settle(m *machineLink) error {
 	return nil
 }
 
+// settleInside gives a machine its own addresses, and the hub as the next hop
+// of everything.
+func settleInside(nl *netlink.Handle, index int, v4, v6 netip.Addr) error {
+	eth, err := ready(nl, "eth0")
+	if err != nil {
+		return err
+	}
+	for _, way := range []struct{ self, next netip.Addr }{{v4, Addr4}, {v6, Addr6}} {
+		if err := nl.AddrAdd(eth, address(way.self)); err != nil {
+			return fmt.Errorf("adding %s: %w", way.self, err)
+		}
+		if err := nl.NeighAdd(neighbour(eth, way.next, HardwareAddr(1, index))); err != nil {
+			return fmt.Errorf("adding the neighbour %s: %w", way.next, err)
+		}
+		onlink := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: single(way.next), Scope: netlink.SCOPE_LINK}
+		if err := nl.RouteAdd(onlink); err != nil {
+			return fmt.Errorf("routing to %s: %w", way.next, err)
+		}
+		all := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: everything(family(way.self)), Gw: way.next.AsSlice(), Src: way.self.AsSlice()}
+		if err := nl.RouteAdd(all); err != nil {
+			return fmt.Errorf("routing everything through %s: %w", way.next, err)
+		}
+	}
+	return nil
+}
+
 // cut takes a machine's link down, for good. That it is gone already is no
 // error.
-func (h *hub) cut(index int) error {
+func (h *Net) cut(index int) error {
 	link, err := h.nl.LinkByName(hubInterface(index))
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
@@ -350,7 +413,7 @@ func (h *hub) cut(index int) error {
 }
 
 // leaked returns how many packets have left through the witness.
-func (h *hub) leaked() (int64, error) {
+func (h *Net) leaked() (int64, error) {
 	link, err := h.nl.LinkByName(witnessIn)
 	if err != nil {
 		return 0, fmt.Errorf("reading the witness: %w", err)

@@ -1,4 +1,4 @@
-package ns
+package hub
 
 import (
 	"context"
@@ -17,15 +17,15 @@ import (
 // maxFrame bounds one message of the control channel, in bytes.
 const maxFrame = 16 << 20
 
-// maxFDs bounds the descriptors that one message carries: the kernel's own
+// MaxFDs bounds the descriptors that one message carries: the kernel's own
 // limit (SCM_MAX_FD).
-const maxFDs = 253
+const MaxFDs = 253
 
-// peer is one end of the control channel between bj and a gateway: requests
+// Peer is one end of the control channel between bj and a gateway: requests
 // in both directions over one Unix stream socket, each with its answer, and
 // with file descriptors beside either. Frames are a big-endian length and a
 // JSON frame; descriptors travel with the length.
-type peer struct {
+type Peer struct {
 	conn   *net.UnixConn
 	handle func(ctx context.Context, method string, params json.RawMessage, fds []*os.File) (any, []*os.File, error)
 
@@ -60,15 +60,15 @@ type wireError struct {
 	Errno int `json:"errno,omitempty"`
 }
 
-// newPeer takes over conn. Run must be called to serve it.
-func newPeer(conn *net.UnixConn, handle func(context.Context, string, json.RawMessage, []*os.File) (any, []*os.File, error)) *peer {
-	return &peer{conn: conn, handle: handle, waiting: map[uint64]chan frame{}, done: make(chan struct{})}
+// NewPeer takes over conn. Run must be called to serve it.
+func NewPeer(conn *net.UnixConn, handle func(context.Context, string, json.RawMessage, []*os.File) (any, []*os.File, error)) *Peer {
+	return &Peer{conn: conn, handle: handle, waiting: map[uint64]chan frame{}, done: make(chan struct{})}
 }
 
-// run reads until the channel ends, answers requests each in a goroutine of
+// Run reads until the channel ends, answers requests each in a goroutine of
 // its own, and returns why it ended (io.EOF if the other side closed it). All
 // calls that wait get that error.
-func (p *peer) run(ctx context.Context) error {
+func (p *Peer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err := p.read(ctx)
@@ -84,7 +84,7 @@ func (p *peer) run(ctx context.Context) error {
 	return err
 }
 
-func (p *peer) read(ctx context.Context) error {
+func (p *Peer) read(ctx context.Context) error {
 	for {
 		f, err := p.readFrame()
 		if err != nil {
@@ -96,7 +96,7 @@ func (p *peer) read(ctx context.Context) error {
 			delete(p.waiting, f.ID)
 			p.mu.Unlock()
 			if ch == nil {
-				closeAll(f.files)
+				CloseAll(f.files)
 				continue
 			}
 			ch <- f
@@ -114,14 +114,14 @@ func (p *peer) read(ctx context.Context) error {
 				}
 			}
 			p.writeFrame(answer) // an error here ends the reader as well
-			closeAll(fds)
+			CloseAll(fds)
 		}()
 	}
 }
 
-func (p *peer) readFrame() (frame, error) {
+func (p *Peer) readFrame() (frame, error) {
 	var head [4]byte
-	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
+	oob := make([]byte, unix.CmsgSpace(MaxFDs*4))
 	n, oobn, flags, _, err := p.conn.ReadMsgUnix(head[:], oob)
 	if err != nil {
 		return frame{}, err
@@ -129,44 +129,44 @@ func (p *peer) readFrame() (frame, error) {
 	if n == 0 {
 		return frame{}, io.EOF
 	}
-	files, err := parseRights(oob[:oobn])
+	files, err := ParseRights(oob[:oobn])
 	if err != nil {
 		return frame{}, err
 	}
 	if flags&unix.MSG_CTRUNC != 0 {
-		closeAll(files)
+		CloseAll(files)
 		return frame{}, errors.New("reading a control frame: descriptors were lost")
 	}
 	if n < len(head) {
 		if _, err := io.ReadFull(p.conn, head[n:]); err != nil {
-			closeAll(files)
+			CloseAll(files)
 			return frame{}, err
 		}
 	}
 	size := binary.BigEndian.Uint32(head[:])
 	if size > maxFrame {
-		closeAll(files)
+		CloseAll(files)
 		return frame{}, fmt.Errorf("reading a control frame: %d bytes is more than %d", size, maxFrame)
 	}
 	buf := make([]byte, size)
 	if _, err := io.ReadFull(p.conn, buf); err != nil {
-		closeAll(files)
+		CloseAll(files)
 		return frame{}, err
 	}
 	var f frame
 	if err := json.Unmarshal(buf, &f); err != nil {
-		closeAll(files)
+		CloseAll(files)
 		return frame{}, fmt.Errorf("decoding a control frame: %w", err)
 	}
 	if f.FDs != len(files) {
-		closeAll(files)
+		CloseAll(files)
 		return frame{}, fmt.Errorf("reading a control frame: %d descriptors instead of %d", len(files), f.FDs)
 	}
 	f.files = files
 	return f, nil
 }
 
-func (p *peer) writeFrame(f frame) error {
+func (p *Peer) writeFrame(f frame) error {
 	f.FDs = len(f.files)
 	buf, err := json.Marshal(f)
 	if err != nil {
@@ -194,9 +194,9 @@ func (p *peer) writeFrame(f frame) error {
 	return err
 }
 
-// call sends a request and waits for its answer, which it decodes into result
+// Call sends a request and waits for its answer, which it decodes into result
 // unless that is nil. The caller keeps fds, and owns what is returned.
-func (p *peer) call(ctx context.Context, method string, params, result any, fds ...*os.File) ([]*os.File, error) {
+func (p *Peer) Call(ctx context.Context, method string, params, result any, fds ...*os.File) ([]*os.File, error) {
 	body, err := json.Marshal(params)
 	if err != nil {
 		return nil, err
@@ -223,12 +223,12 @@ func (p *peer) call(ctx context.Context, method string, params, result any, fds 
 			return nil, p.ended(method)
 		}
 		if f.Error != nil {
-			closeAll(f.files)
+			CloseAll(f.files)
 			return nil, f.Error.err()
 		}
 		if result != nil {
 			if err := json.Unmarshal(f.Body, result); err != nil {
-				closeAll(f.files)
+				CloseAll(f.files)
 				return nil, fmt.Errorf("decoding the answer to %s: %w", method, err)
 			}
 		}
@@ -240,18 +240,19 @@ func (p *peer) call(ctx context.Context, method string, params, result any, fds 
 		// An answer that was on its way may carry descriptors.
 		select {
 		case f := <-ch:
-			closeAll(f.files)
+			CloseAll(f.files)
 		default:
 		}
 		return nil, fmt.Errorf("asking for %s: %w", method, context.Cause(ctx))
 	}
 }
 
-func (p *peer) ended(method string) error {
+func (p *Peer) ended(method string) error {
 	return fmt.Errorf("asking for %s: the environment is gone", method)
 }
 
-func parseRights(oob []byte) ([]*os.File, error) {
+// ParseRights returns the descriptors in the control messages oob.
+func ParseRights(oob []byte) ([]*os.File, error) {
 	if len(oob) == 0 {
 		return nil, nil
 	}
@@ -263,7 +264,7 @@ func parseRights(oob []byte) ([]*os.File, error) {
 	for i := range msgs {
 		fds, err := unix.ParseUnixRights(&msgs[i])
 		if err != nil {
-			closeAll(files)
+			CloseAll(files)
 			return nil, fmt.Errorf("reading descriptors: %w", err)
 		}
 		for _, fd := range fds {
@@ -274,14 +275,15 @@ func parseRights(oob []byte) ([]*os.File, error) {
 	return files, nil
 }
 
-func closeAll(files []*os.File) {
+// CloseAll closes files.
+func CloseAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
 }
 
-// socketpair returns two connected Unix stream sockets, both close-on-exec.
-func socketpair() (a, b *os.File, err error) {
+// SocketPair returns two connected Unix stream sockets, both close-on-exec.
+func SocketPair() (a, b *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
@@ -289,8 +291,8 @@ func socketpair() (a, b *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "socketpair"), os.NewFile(uintptr(fds[1]), "socketpair"), nil
 }
 
-// unixConn turns one end of a socketpair into a connection, and closes f.
-func unixConn(f *os.File) (*net.UnixConn, error) {
+// UnixConn turns one end of a socketpair into a connection, and closes f.
+func UnixConn(f *os.File) (*net.UnixConn, error) {
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if err != nil {
