@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -41,6 +42,28 @@ func isOpen(fd int) bool {
 	return err == nil
 }
 
+// closeInherited closes the descriptors above own, but for those by which the
+// runtime waits for events: any package may have used a timer before main, and
+// a poller that was closed under its runtime fails every socket from then on.
+func closeInherited(own int) error {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range open {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= own {
+			continue
+		}
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "anon_inode:[event") {
+			unix.CloseOnExec(fd)
+			continue
+		}
+		unix.Close(fd) // the folder's own is closed already
+	}
+	return nil
+}
+
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is
 // the lease's lock, held for as long as this process lives.
 func gatewayMain(args []string) error {
@@ -49,7 +72,7 @@ func gatewayMain(args []string) error {
 		own = agentFile
 	}
 	// What bj had open itself, by inheritance, goes no further.
-	if err := unix.CloseRange(uint(own)+1, math.MaxUint32, 0); err != nil {
+	if err := closeInherited(own); err != nil {
 		return fmt.Errorf("closing inherited files: %w", err)
 	}
 	for fd := 3; fd <= own; fd++ {
