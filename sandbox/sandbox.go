@@ -207,22 +207,23 @@ type Canary struct {
 type Flow struct {
 	Machine     string
 	Interface   string // "lo" for what stayed inside the machine, "eth0" otherwise
-	Protocol    string // "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc"
+	Protocol    string // "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc", "unix"
 	Source      netip.AddrPort
 	Destination netip.AddrPort // port 0 where the protocol has none
 	Name        string         // the name that had been asked for, if any
+	Path        string         // of a Unix socket that was not there, for "unix"
 	Origin      *Origin        // nil if not known
 	Count       int64
 	First, Last time.Time
 }
 
-// Origin is the process behind a Flow.
+// Origin is the process behind a Flow, or the last of several like ones.
 type Origin struct {
-	PID     int
-	Exe     string
-	Argv    []string
-	Unit    string
-	Parents []string
+	PID     int      // as the machine numbers it
+	Exe     string   // path of its program
+	Argv    []string // cut where it is long
+	Unit    string   // of the command that it descends from
+	Parents []string // command lines of its ancestors within the unit, the nearest first
 }
 
 // Use is how often a condition was used.

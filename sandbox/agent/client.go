@@ -220,6 +220,16 @@ func (c *Client) outcomes(ctx context.Context, k kind, m any) ([]Outcome, error)
 	return r.Outcomes, nil
 }
 
+// Tried returns what commands have tried to reach so far, in order of first
+// sight: see Attribute.
+func (c *Client) Tried(ctx context.Context) ([]Attempt, error) {
+	r, err := c.call(ctx, kindTried, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking what was tried: %w", err)
+	}
+	return r.Attempts, nil
+}
+
 // request reserves an id, under the lock in which register is called.
 func (c *Client) request(register func(id uint32)) (uint32, chan reply, error) {
 	c.mu.Lock()

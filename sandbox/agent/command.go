@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -133,9 +134,12 @@ func (g *guest) image(c *command, m start) (image, func(), error) {
 	}
 	files = append(files, script)
 	im.files = append(im.files, script.Fd())
-	im.argv = []string{"/bin/sh", "-e", "-c", ". /proc/self/fd/3", "sh"}
+	im.argv = slices.Clone(scriptArgs)
 	return im, closeFiles, nil
 }
+
+// scriptArgs is how a script is run.
+var scriptArgs = []string{"/bin/sh", "-e", "-c", ". /proc/self/fd/3", "sh"}
 
 // scriptFile puts a script where /bin/sh can read it: a file without a name,
 // as descriptor 3. An argument would be limited to 128 KiB, and would make

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,6 +35,8 @@ type tracker interface {
 	// sweep forgets those of groups of which nothing lives, and returns them.
 	// Their commands have ended. It may put that off.
 	sweep(groups []group) []group
+	// groupOf returns what a process belongs to.
+	groupOf(pid int) (group, bool)
 	// close lets go of what the tracker holds.
 	close()
 }
@@ -151,6 +154,23 @@ func (t *cgroups) sweep(groups []group) []group {
 		}
 	}
 	return gone
+}
+
+// inGroup finds a group's folder in a line of /proc/PID/cgroup. A recipe may
+// have made folders below it.
+var inGroup = regexp.MustCompile(`(?m)^0::.*?/u-([^/\n]+)/c-([0-9]+)(?:/|$)`)
+
+func (t *cgroups) groupOf(pid int) (group, bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return group{}, false
+	}
+	m := inGroup.FindSubmatch(b)
+	if m == nil {
+		return group{}, false
+	}
+	n, err := strconv.ParseUint(string(m[2]), 10, 32)
+	return group{unit: string(m[1]), name: uint32(n)}, err == nil
 }
 
 // removed says that a folder was gone before it was opened, or after.

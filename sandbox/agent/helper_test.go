@@ -24,6 +24,7 @@ var helpers = map[string]func(){
 	"attack":  attack,
 	"listen":  listen,
 	"sniff":   sniff,
+	"reach":   reach,
 }
 
 // helper is the command that runs one of helpers.

@@ -33,6 +33,7 @@ type marks struct {
 type mark struct {
 	fd    int
 	inode uint64
+	group group
 }
 
 // sweepAt is where next begins.
@@ -73,7 +74,7 @@ func (t *marks) prepare(gr group, _ *syscall.SysProcAttr) (func(), error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.held[gr.name] = mark{fd: fd, inode: st.Ino}
+	t.held[gr.name] = mark{fd: fd, inode: st.Ino, group: gr}
 	return func() {}, nil
 }
 
@@ -211,6 +212,21 @@ func (t *marks) members(wanted func(uint64) bool) (map[int]uint64, error) {
 		}
 	}
 	return found, nil
+}
+
+func (t *marks) groupOf(pid int) (group, bool) {
+	inode, ok := t.markOf(pid)
+	if !ok {
+		return group{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.held {
+		if m.inode == inode {
+			return m.group, true
+		}
+	}
+	return group{}, false
 }
 
 // markOf returns the mark of a process that has not ended.

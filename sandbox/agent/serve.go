@@ -45,11 +45,16 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 		return err
 	}
 	spawner := newSpawner(tracker)
+	watcher, err := newWatcher(spawner)
+	if err != nil {
+		return err
+	}
 	g := &guest{
 		opts:     opts,
 		out:      &frameWriter{w: conn},
 		tracker:  tracker,
 		spawner:  spawner,
+		watcher:  watcher,
 		commands: map[uint32]*command{},
 		groups:   map[group]bool{},
 		files:    map[uint32]*incoming{},
@@ -89,6 +94,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 	g.settle()
 	close(done)
 	workers.Wait()
+	watcher.close()
 	spawner.stop()
 	tracker.close()
 	return errors.Join(err, killed)
@@ -126,6 +132,7 @@ type guest struct {
 	out     *frameWriter
 	tracker tracker
 	spawner *spawner
+	watcher *watcher
 	running sync.WaitGroup // commands and requests under way
 
 	mu       sync.Mutex
@@ -219,6 +226,8 @@ func (g *guest) request(f frame) error {
 			return err
 		}
 		return g.out.send(kindReply, f.id, reply{Outcomes: g.probe(m)})
+	case kindTried:
+		return g.out.send(kindReply, f.id, reply{Attempts: g.watcher.list()})
 	case kindProbed:
 		return g.out.send(kindReply, f.id, reply{Outcomes: g.probed()})
 	default:

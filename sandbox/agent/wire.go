@@ -33,6 +33,7 @@ const (
 	kindData     // bytes of that file
 	kindProbe    // probes: try them
 	kindProbed   // look at the probes again, and let go of them
+	kindTried    // what have commands tried to reach?
 	kindQuit     // kill everything, say bye, and end
 
 	lastKind = kindQuit
@@ -198,6 +199,7 @@ type reply struct {
 	PID      int       `json:",omitempty"` // of a command that was started
 	Count    int       `json:",omitempty"` // of processes that were killed
 	Outcomes []Outcome `json:",omitempty"`
+	Attempts []Attempt `json:",omitempty"`
 }
 
 // exit is how a command's own process ended.

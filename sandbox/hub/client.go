@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"bj/sandbox"
 	"bj/sandbox/agent"
@@ -32,6 +33,7 @@ type Client struct {
 	sealed   bool
 	released bool
 	policy   sandbox.Policy
+	tried    [][]agent.Attempt // by machine
 }
 
 // Inner is a machine's own seal, for what stays inside of it. A machine that is
@@ -156,7 +158,38 @@ func (e *Client) Seal(ctx context.Context, p sandbox.Policy) error {
 // Blocked implements sandbox.Environment.
 func (e *Client) Blocked(ctx context.Context) ([]sandbox.Flow, error) {
 	a, err := e.flows(ctx)
-	return a.Blocked, err
+	if err != nil {
+		return nil, err
+	}
+	flows := a.Blocked
+	for i, m := range e.Spec.Machines {
+		flows = agent.Attribute(m.Name, flows, e.attempts(ctx, i))
+	}
+	return flows, nil
+}
+
+// triedDeadline bounds how long a machine is asked what its programs tried: who
+// it was is good to know, and nothing to wait long for.
+const triedDeadline = 5 * time.Second
+
+// attempts returns what programs of the i-th machine tried to reach. One that
+// has crashed says no more: it is what was heard last.
+func (e *Client) attempts(ctx context.Context, i int) []agent.Attempt {
+	if i >= len(e.Agents) || e.Agents[i] == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, triedDeadline)
+	defer cancel()
+	tried, err := e.Agents[i].Tried(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.tried == nil {
+		e.tried = make([][]agent.Attempt, len(e.Spec.Machines))
+	}
+	if err == nil {
+		e.tried[i] = tried
+	}
+	return e.tried[i]
 }
 
 // Used implements sandbox.Environment.
