@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"bj/fleet"
 	"bj/graph"
@@ -18,34 +19,102 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 		Protocol:    flow.Protocol,
 		Destination: event.Destination{Address: addrText(flow.Destination.Addr()), Port: int(flow.Destination.Port())},
 		Count:       flow.Count,
+		First:       flow.First.UTC(), Last: flow.Last.UTC(),
 	}
 	if flow.Name != "" {
 		b.Destination.Name = &flow.Name
 	}
 	if o := flow.Origin; o != nil {
-		b.Process = &event.Process{PID: o.PID, Exe: o.Exe, Argv: slices.Clone(o.Argv), Unit: o.Unit}
+		b.Process = &event.Process{PID: o.PID, Exe: o.Exe, Argv: slices.Clone(o.Argv), Unit: o.Unit, Parents: slices.Clone(o.Parents)}
 	}
-	scheme, ok := schemeOf(flow.Protocol)
-	if !ok || !flow.Destination.Addr().IsValid() {
+	if flow.Path != "" {
+		b.Destination.Address = flow.Path
+	}
+	want, ok := wanted(flow)
+	if !ok {
 		return b
 	}
-	to := flow.Destination.Addr().Unmap()
-	want := fleet.Endpoint{Scheme: scheme, Prefix: netip.PrefixFrom(to, to.BitLen())}
-	if port := flow.Destination.Port(); scheme != "icmp" {
-		want.Ports = fleet.Ports{Protocol: scheme, First: port, Last: port}
+	found := owners(f, want)
+	if len(found) == 0 {
+		b.Allow = fmt.Sprintf("allow(%q)", want.URL)
+		b.Wider = widerLiterals(want)
+		return b
 	}
-	if found := owners(f, want); len(found) > 0 {
-		s := f.Service(found[0].service)
-		b.Service, b.Pathway = &s.Name, found[0].name
-		if len(s.Pathways) == 1 {
-			b.Allow = fmt.Sprintf("allow(%q)", s.Name)
-		} else {
-			b.Allow = fmt.Sprintf("allow(%q, %q)", s.Name, found[0].name)
+	s := f.Service(found[0].service)
+	b.Service, b.Pathway = &s.Name, found[0].name
+	b.Allow = allowLine(s, found[0].name)
+	for _, other := range found[1:] {
+		if len(b.Wider) < 1 {
+			b.Wider = append(b.Wider, allowLine(f.Service(other.service), other.name))
 		}
-		return b
 	}
-	b.Allow = fmt.Sprintf("allow(%q)", literal(scheme, flow.Destination))
+	if len(s.Pathways) > 1 {
+		b.Wider = append(b.Wider, fmt.Sprintf("allow(%q, \"*\")", s.Name))
+	}
 	return b
+}
+
+// allowLine writes the condition that opens one pathway.
+func allowLine(s *fleet.Service, pathway string) string {
+	if len(s.Pathways) == 1 {
+		return fmt.Sprintf("allow(%q)", s.Name)
+	}
+	return fmt.Sprintf("allow(%q, %q)", s.Name, pathway)
+}
+
+// wanted returns the endpoint that a blocked attempt was for; false if none can
+// name it.
+func wanted(flow sandbox.Flow) (fleet.Endpoint, bool) {
+	var text string
+	switch {
+	case flow.Protocol == "unix":
+		if !strings.HasPrefix(flow.Path, "/") {
+			return fleet.Endpoint{}, false
+		}
+		text = "unix://" + flow.Path
+	case question(flow):
+		text = "dns://" + strings.TrimSuffix(flow.Name, ".")
+	default:
+		scheme, ok := schemeOf(flow.Protocol)
+		if !ok || !flow.Destination.Addr().IsValid() {
+			return fleet.Endpoint{}, false
+		}
+		text = literal(scheme, flow.Destination)
+	}
+	e, err := fleet.ParseEndpoint(text)
+	return e, err == nil
+}
+
+// question reports whether what was blocked is a question for a name, rather
+// than what came after it.
+func question(flow sandbox.Flow) bool {
+	return flow.Name != "" && (flow.Protocol == "dns" || flow.Destination.Port() == 53)
+}
+
+// widerLiterals returns endpoints that hold e and more, for somebody who knows
+// that it will not stay at the one.
+func widerLiterals(e fleet.Endpoint) []string {
+	if !e.Prefix.IsValid() || e.Prefix.Addr().IsLoopback() {
+		return nil
+	}
+	var out []string
+	bits := 24
+	if e.Prefix.Addr().Is6() {
+		bits = 64
+	}
+	net, err := e.Prefix.Addr().Prefix(bits)
+	if err != nil {
+		return nil
+	}
+	host := net.String()
+	if net.Addr().Is6() {
+		host = "[" + host + "]"
+	}
+	if e.Scheme == "icmp" {
+		return append(out, fmt.Sprintf("allow(%q)", "icmp://"+host))
+	}
+	out = append(out, fmt.Sprintf("allow(%q)", fmt.Sprintf("%s://%s:%d", e.Scheme, host, e.Ports.First)))
+	return append(out, fmt.Sprintf("allow(%q)", fmt.Sprintf("%s://%s", e.Scheme, netip.AddrPortFrom(e.Prefix.Addr(), 1).String()+"-65535")))
 }
 
 func addrText(a netip.Addr) string {

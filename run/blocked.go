@@ -3,27 +3,30 @@ package run
 import (
 	"cmp"
 	"context"
+	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"sync"
-	"time"
 
 	"bj/run/event"
 	"bj/sandbox"
 )
 
-// attempt is what makes two blocked flows the same for people.
+// attemptKey is what makes two blocked flows the same for people: programs that
+// are started again and again are one.
 type attemptKey struct {
 	machine, protocol string
 	to                netip.AddrPort
-	name, unit, exe   string
-	pid               int
+	name, path        string
+	unit, exe, argv   string
 }
 
 func keyOf(f sandbox.Flow) attemptKey {
-	k := attemptKey{machine: f.Machine, protocol: f.Protocol, to: f.Destination, name: f.Name}
+	k := attemptKey{machine: f.Machine, protocol: f.Protocol, to: f.Destination, name: f.Name, path: f.Path}
 	if o := f.Origin; o != nil {
-		k.unit, k.exe, k.pid = o.Unit, o.Exe, o.PID
+		k.unit, k.exe, k.argv = o.Unit, o.Exe, strings.Join(o.Argv, "\x00")
 	}
 	return k
 }
@@ -81,11 +84,36 @@ func (s *site) blame(f sandbox.Flow) event.Blocked {
 	return b
 }
 
-// tellBlocked emits what was blocked since it was last asked.
-func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) []sandbox.Flow {
+// attempts asks for all blocked attempts so far.
+func (s *site) attempts(ctx context.Context) ([]sandbox.Flow, error) {
 	tctx, cancel := within(ctx, askLimit)
 	defer cancel()
 	flows, err := s.env.Blocked(tctx)
+	return slices.DeleteFunc(flows, func(f sandbox.Flow) bool { return !s.missing(f) }), err
+}
+
+// missing reports whether an attempt is one that a seal has to do with. On a
+// Unix socket that is not there it is if some service of others declares it, or
+// if it is there on the host. Anything else, such as a cache that the C library
+// asks in case there is one, would be absent without a seal as well.
+func (s *site) missing(f sandbox.Flow) bool {
+	if f.Protocol != "unix" {
+		return true
+	}
+	e, ok := wanted(f)
+	if !ok {
+		return false
+	}
+	if by := owners(s.plan.fleet, e); len(by) > 0 {
+		return !slices.ContainsFunc(by, func(p pathway) bool { return p.service == s.plan.Recipe.Service })
+	}
+	info, err := os.Stat(e.Path)
+	return err == nil && info.Mode().Type() == fs.ModeSocket
+}
+
+// tellBlocked emits what was blocked since it was last asked.
+func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) []sandbox.Flow {
+	flows, err := s.attempts(ctx)
 	if err != nil {
 		return nil // what is missing now is told at the end, or its error is
 	}
@@ -94,6 +122,33 @@ func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) [
 		s.voice.emit(event.Event{Event: event.BlockedSeen, Machine: f.Machine, Step: title, Blocked: &b})
 	}
 	return flows
+}
+
+// tellMattered says of each attempt, once the verdict is known, whether it
+// mattered: none did if the recipe recovered, and the likely cause of a failure
+// did. Of the rest nobody can tell.
+func (s *site) tellMattered(flows []sandbox.Flow, f *failure) {
+	if f != nil && (f.kind == "" || len(f.blocked) == 0) {
+		return
+	}
+	seen := map[attemptKey]bool{}
+	for _, x := range flows {
+		if k := keyOf(x); seen[k] {
+			continue
+		} else {
+			seen[k] = true
+		}
+		b := s.blame(x)
+		b.Count, b.Mattered = 0, pointer(false)
+		if f != nil {
+			cause := f.blocked[0]
+			if cause.Allow == "" || b.Allow != cause.Allow || b.Destination.Address != cause.Destination.Address || b.Destination.Port != cause.Destination.Port {
+				continue
+			}
+			b.Mattered = pointer(true)
+		}
+		s.voice.emit(event.Event{Event: event.BlockedSeen, Machine: x.Machine, Blocked: &b})
+	}
 }
 
 // pollBlocked tells new blocked attempts while an action runs; it returns what
@@ -113,27 +168,57 @@ func (s *site) pollBlocked(ctx context.Context, title string) (stop func()) {
 	return func() { cancel(); done.Wait() }
 }
 
-// blockedSince returns whom to blame for the attempts since a moment: each
-// destination once, those of the machine first, in order of first sight.
-func (s *site) blockedSince(flows []sandbox.Flow, since time.Time, machine string) []event.Blocked {
+// suspects returns whom to blame for a failure: each destination and program
+// once, the most likely first. What was tried before the failure began comes
+// after all else: a daemon may have given up by then.
+func (s *site) suspects(flows []sandbox.Flow, f *failure) (during, before []event.Blocked) {
 	flows = slices.Clone(flows)
-	flows = slices.DeleteFunc(flows, func(f sandbox.Flow) bool { return f.Last.Before(since) })
 	slices.SortStableFunc(flows, func(a, b sandbox.Flow) int {
-		return -cmp.Compare(bit(a.Machine == machine), bit(b.Machine == machine))
+		return cmp.Or(-cmp.Compare(bit(!a.Last.Before(f.since)), bit(!b.Last.Before(f.since))), s.likelier(a, b, f))
 	})
-	index := map[attemptKey]int{}
-	var out []event.Blocked
-	for _, f := range flows {
-		k := keyOf(f)
+	index := map[attemptKey]*event.Blocked{}
+	for _, x := range flows {
+		k := keyOf(x)
 		k.machine = ""
-		if i, ok := index[k]; ok {
-			out[i].Count += f.Count
+		if old := index[k]; old != nil {
+			old.Count += x.Count
 			continue
 		}
-		index[k] = len(out)
-		out = append(out, s.blame(f))
+		b := s.blame(x)
+		list := &during
+		if x.Last.Before(f.since) {
+			list = &before
+			if b.Allow == "" {
+				continue
+			}
+		}
+		// Room for all, so that what index points to stays where it is.
+		*list = append(slices.Grow(*list, len(flows)), b)
+		index[k] = &(*list)[len(*list)-1]
 	}
-	return out
+	return during, before
+}
+
+// likelier compares how likely two attempts have caused a failure: one that a
+// condition can allow, of the command that failed, on its machine; then the one
+// that was tried last, since programs end with what they could not have.
+func (s *site) likelier(a, b sandbox.Flow, f *failure) int {
+	allowable := func(x sandbox.Flow) int { _, ok := wanted(x); return bit(ok) }
+	own := func(x sandbox.Flow) int {
+		switch {
+		case x.Origin == nil || f.unit == "":
+			return 1
+		case x.Origin.Unit == f.unit:
+			return 2
+		}
+		return 0
+	}
+	return cmp.Or(
+		-cmp.Compare(allowable(a), allowable(b)),
+		-cmp.Compare(own(a), own(b)),
+		-cmp.Compare(bit(a.Machine == f.machine), bit(b.Machine == f.machine)),
+		-a.Last.Compare(b.Last),
+	)
 }
 
 func bit(b bool) int {
@@ -143,15 +228,17 @@ func bit(b bool) int {
 	return 0
 }
 
-// tellUsed emits how often each condition was used; also those never touched.
-func (s *site) tellUsed(ctx context.Context) {
+// tellUsed emits how often each condition was used, also those never touched,
+// and returns it; nil if it is not known.
+func (s *site) tellUsed(ctx context.Context) []int64 {
 	tctx, cancel := within(ctx, askLimit)
 	defer cancel()
 	used, err := s.env.Used(tctx)
 	if err != nil {
 		s.voice.emit(event.Event{Event: event.Note, Text: "how often the conditions were used is not known: " + err.Error()})
-		return
+		return nil
 	}
+	counts := make([]int64, 0, len(s.plan.Recipe.Conditions))
 	for i, c := range s.plan.Recipe.Conditions {
 		u := event.Used{Allow: c.Text, File: c.Pos.File, Line: c.Pos.Line}
 		for _, x := range used {
@@ -160,5 +247,7 @@ func (s *site) tellUsed(ctx context.Context) {
 			}
 		}
 		s.voice.emit(event.Event{Event: event.UsedCounted, Used: &u})
+		counts = append(counts, u.Count)
 	}
+	return counts
 }

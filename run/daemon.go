@@ -96,7 +96,7 @@ func (d *daemon) wait(ctx context.Context) *failure {
 		return stopped(ctx)
 	case limit.Err() != nil:
 		d.giveUp(ctx)
-		return &failure{kind: kindStep, title: d.step.Title, machine: d.m.Name(), script: d.cmd.Script, output: d.out.end(), since: d.start,
+		return &failure{kind: kindStep, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start,
 			message: fmt.Sprintf("step %q failed on %s: the daemon's output did not match %q within %s", d.step.Title, d.m.Name(), d.step.Expect, d.step.Within)}
 	}
 	d.up = true
@@ -187,7 +187,7 @@ func (d *daemon) died(exit sandbox.Exit) (again, excused bool) {
 	if excused || d.m.crashed.Load() != nil {
 		return false, true
 	}
-	f := &failure{kind: kindDaemon, title: d.step.Title, machine: d.m.Name(), script: d.cmd.Script, output: d.out.end(), since: d.start,
+	f := &failure{kind: kindDaemon, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start,
 		message: fmt.Sprintf("the daemon %q %s on %s, %s after it was started; it must keep running",
 			d.step.Title, exitText(exit, d.site.memory(d.m.Name())), d.m.Name(), time.Since(d.start).Round(time.Millisecond))}
 	if exit.Code == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type failure struct {
 	kind    string
 	title   string // of the step or validation
 	machine string
+	unit    string // of its command
 	message string // one line
 	script  string // what ran
 	output  string // the end of what it printed, masked
@@ -43,6 +45,7 @@ type failure struct {
 	since   time.Time // when what failed began
 	// blocked are attempts that were blocked while it ran.
 	blocked []event.Blocked
+	earlier []event.Blocked // those from before, which may have mattered
 }
 
 func (f *failure) Error() string { return f.message }
@@ -107,15 +110,27 @@ func (f *failure) reason(logs string) string {
 		b.WriteString("\n  it printed nothing")
 	}
 	block("end of its output", lastLines(f.output, reasonLines, reasonBytes))
-	if len(f.blocked) > 0 {
-		b.WriteString("\n  blocked by the seal while it ran:")
-		for i, x := range f.blocked {
-			if i == maxBlockedShown {
-				fmt.Fprintf(&b, "\n    and %d more destinations", len(f.blocked)-i)
+	list := func(head string, attempts []event.Blocked, limit int) {
+		if len(attempts) > 1 {
+			head += ", the most likely cause first"
+		}
+		for i, x := range attempts {
+			if i == 0 {
+				b.WriteString("\n  " + head + ":")
+			}
+			if i == limit {
+				fmt.Fprintf(&b, "\n    and %d more destinations", len(attempts)-i)
 				break
 			}
 			b.WriteString("\n    " + blockedLine(x))
+			if i == 0 && len(x.Wider) > 0 {
+				b.WriteString("\n      or, wider: " + strings.Join(x.Wider, " or "))
+			}
 		}
+	}
+	list("blocked by the seal while it ran", f.blocked, maxBlockedShown)
+	if f.kind != "" && !slices.ContainsFunc(f.blocked, func(x event.Blocked) bool { return x.Allow != "" }) {
+		list("blocked by the seal before it ran", f.earlier, maxEarlierShown)
 	}
 	if f.kind != "" {
 		if logs != "" {
@@ -130,13 +145,16 @@ func (f *failure) reason(logs string) string {
 // maxBlockedShown bounds how many destinations a reason lists.
 const maxBlockedShown = 10
 
+// maxEarlierShown bounds those from before it.
+const maxEarlierShown = 3
+
 // blockedLine says in one line what was blocked, who owns it, and what would
 // allow it.
 func blockedLine(x event.Blocked) string {
 	var b strings.Builder
 	to := x.Destination.Address
 	switch {
-	case to == "":
+	case to == "", x.Protocol == "unix":
 	case x.Destination.Port != 0 && strings.Contains(to, ":"):
 		to = fmt.Sprintf("[%s]:%d", to, x.Destination.Port)
 	case x.Destination.Port != 0:
@@ -150,7 +168,7 @@ func blockedLine(x event.Blocked) string {
 		fmt.Fprintf(&b, ", %d times", x.Count)
 	}
 	if p := x.Process; p != nil {
-		fmt.Fprintf(&b, ", by %s (pid %d)", strings.Join(p.Argv, " "), p.PID)
+		b.WriteString(", by " + processText(p))
 	}
 	if x.Service != nil {
 		fmt.Fprintf(&b, ": it belongs to %s", *x.Service)
@@ -166,4 +184,27 @@ func blockedLine(x event.Blocked) string {
 		b.WriteString("; no condition can allow it")
 	}
 	return b.String()
+}
+
+// maxArgv bounds what a line shows of a command, in bytes.
+const maxArgv = 100
+
+// processText says what a process is: "curl -s http://… (pid 12 of fetch, started
+// by: worker)".
+func processText(p *event.Process) string {
+	text := strings.Join(strings.Fields(strings.Join(p.Argv, " ")), " ")
+	if text == "" {
+		text = p.Exe
+	}
+	if text == "" {
+		text = "a process that has ended"
+	}
+	if len(text) > maxArgv {
+		text = strings.ToValidUTF8(text[:maxArgv], "") + "…"
+	}
+	text += fmt.Sprintf(" (pid %d", p.PID)
+	if p.Unit != "" {
+		text += " of " + p.Unit
+	}
+	return text + ")"
 }

@@ -15,13 +15,14 @@ import (
 
 // recipe runs one plan and emits its verdict. Judged is called when the
 // verdict is known; with Keep the environment may live on for a while then.
-func (r *runner) recipe(ctx context.Context, p *Plan, judged func()) (v event.Verdict) {
+func (r *runner) recipe(ctx context.Context, p *Plan, out *Result, judged func()) {
 	x := &execution{runner: r, plan: p, judged: judged,
 		voice: &voice{stream: r.stream, recipe: p.Label(), mask: newMask(append(slices.Clone(p.Suppliers), p)...), judged: new(atomic.Bool)}}
 	// group ends with the run, and when a supplier fails.
 	x.group, x.fail = context.WithCancelCause(ctx)
 	defer x.fail(nil)
-	return x.run()
+	out.Verdict = x.run()
+	out.Used, out.Blamed = x.used, x.blamed
 }
 
 // execution is one run of one plan: it owns the recipe's site and its suppliers'.
@@ -34,6 +35,8 @@ type execution struct {
 	fail      context.CancelCauseFunc
 	suppliers map[string]*site // by label
 	order     []*site          // in which they came up
+	used      []int64          // by condition; nil if that is not known
+	blamed    []event.Blocked  // for a failure, the most likely first
 	stops     []func() bool    // end what watches the suppliers
 	site      *site
 }
@@ -139,9 +142,11 @@ func (x *execution) account(f *failure) {
 	ctx := context.WithoutCancel(x.group)
 	flows := x.site.tellBlocked(ctx, "", false)
 	if f != nil && !f.since.IsZero() {
-		f.blocked = x.site.blockedSince(flows, f.since, f.machine)
+		f.blocked, f.earlier = x.site.suspects(flows, f)
+		x.blamed = slices.Concat(f.blocked, f.earlier)
 	}
-	x.site.tellUsed(ctx)
+	x.site.tellMattered(flows, f)
+	x.used = x.site.tellUsed(ctx)
 }
 
 // verdict makes the verdict of f; nil means that the recipe recovered.
@@ -194,7 +199,7 @@ func (x *execution) supply(p *Plan) *failure {
 	}
 	if f := s.prove(); f != nil {
 		if flows := s.tellBlocked(context.WithoutCancel(x.group), "", false); !f.since.IsZero() {
-			f.blocked = s.blockedSince(flows, f.since, f.machine)
+			f.blocked, f.earlier = s.suspects(flows, f)
 		}
 		return failed(f)
 	}

@@ -53,6 +53,12 @@ type Result struct {
 	Verdict  event.Verdict
 	Start    time.Time
 	Duration time.Duration
+	// Used is how often each of the recipe's conditions was used; nil if that is
+	// not known.
+	Used []int64
+	// Blamed are the attempts that may have caused a failure, the most likely
+	// first.
+	Blamed []event.Blocked
 }
 
 // Outcome is what came of all of them, in the order of the plans.
@@ -133,7 +139,7 @@ func (r *runner) once(ctx context.Context, plans []*Plan, jobs int) []Result {
 				<-slots
 			})
 			defer free()
-			x.Verdict = r.recipe(ctx, p, free)
+			r.recipe(ctx, p, x, free)
 		})
 	}
 	all.Wait()

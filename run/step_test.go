@@ -221,7 +221,10 @@ func TestBlockedIsBlamed(t *testing.T) {
 		r.Strategy = append([]fleet.Action{{Step: step(r, "before", "touch x")}}, r.Strategy...)
 		l.want(r, "not recovered step go m", "blocked by the seal while it ran:\n    tcp 10.0.0.5:443: it belongs to pkgs; allow(\"pkgs\", \"write\") would allow it")
 		bs := l.of(event.BlockedSeen)
-		if len(bs) != 1 || bs[0].Step != "go" || bs[0].Machine != "m" || *bs[0].Blocked.Service != "pkgs" || bs[0].Blocked.Count != 1 {
+		if len(bs) != 2 || bs[1].Blocked.Count != 0 || bs[1].Blocked.Mattered == nil || !*bs[1].Blocked.Mattered {
+			t.Fatalf("blocked events: %+v", bs)
+		}
+		if bs[0].Blocked.Mattered != nil || bs[0].Step != "go" || bs[0].Machine != "m" || *bs[0].Blocked.Service != "pkgs" || bs[0].Blocked.Count != 1 {
 			t.Errorf("blocked events: %+v", bs)
 		}
 	})

@@ -193,7 +193,7 @@ func (s *site) showTail(title string, t *try) {
 
 // notHeld is the failure of a validation whose time is over.
 func (s *site) notHeld(v *fleet.Validation, start time.Time, rounds int, last []*try) *failure {
-	f := &failure{kind: kindValidation, title: v.Title, since: start}
+	f := &failure{kind: kindValidation, title: v.Title, unit: unitOf(v.Title), since: start}
 	held := 0
 	for _, t := range last {
 		switch {

@@ -61,6 +61,9 @@ func (v *voice) emit(e event.Event) {
 		for i := range x.Process.Argv {
 			x.Process.Argv[i] = v.mask.text(x.Process.Argv[i])
 		}
+		for i := range x.Process.Parents {
+			x.Process.Parents[i] = v.mask.text(x.Process.Parents[i])
+		}
 	}
 	if e.Event == event.OutputWritten {
 		v.stream.emitUnless(e, v.judged)

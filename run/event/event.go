@@ -82,9 +82,13 @@ type Blocked struct {
 	Service     *string     `json:"service"`
 	Pathway     string      `json:"-"`     // of the service
 	Allow       string      `json:"allow"` // the line that would open it
-	ClosesCycle []string    `json:"closes_cycle"`
-	Mattered    *bool       `json:"mattered"`
-	Count       int64       `json:"count"`
+	// Wider are at most two other lines that would open it, and more.
+	Wider       []string  `json:"wider,omitempty"`
+	ClosesCycle []string  `json:"closes_cycle"`
+	Mattered    *bool     `json:"mattered"` // null until the verdict is known, or where nobody can tell
+	Count       int64     `json:"count"`    // since it was told last; 0 where only Mattered is new
+	First       time.Time `json:"first,omitzero"`
+	Last        time.Time `json:"last,omitzero"`
 }
 
 // Process is the process behind a blocked attempt.
@@ -93,6 +97,8 @@ type Process struct {
 	Exe  string   `json:"exe"`
 	Argv []string `json:"argv"`
 	Unit string   `json:"unit"`
+	// Parents are the command lines of its ancestors, the nearest first.
+	Parents []string `json:"parents"`
 }
 
 // Destination is where a blocked attempt wanted to go.

@@ -155,6 +155,9 @@ func (x *Record) add(e Event) {
 		}
 		if i := slices.IndexFunc(x.Blocked, same); i >= 0 {
 			x.Blocked[i].Count += e.Blocked.Count
+			if e.Blocked.Mattered != nil && (x.Blocked[i].Mattered == nil || *e.Blocked.Mattered) {
+				x.Blocked[i].Mattered = e.Blocked.Mattered
+			}
 			return
 		}
 		x.Blocked = append(x.Blocked, *e.Blocked)

@@ -314,11 +314,11 @@ func (t *Terminal) result(p *progress, e event.Event) string {
 			indent("for free: " + strings.Join(brief(v.Free), "; "))
 		}
 		if len(p.unmissed) > 0 {
-			indent("blocked and not missed: " + some(p.unmissed, 5))
+			indent("blocked and tolerated: " + some(p.unmissed, 5))
 		}
-		if len(p.unused) > 0 {
-			indent("never used: " + some(p.unused, 5))
-		}
+	}
+	if len(p.unused) > 0 && v.Verdict != event.Errored {
+		indent("never used: " + some(p.unused, 5))
 	}
 	return b.String()
 }
