@@ -12,9 +12,10 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 
 # What the tests need, as program:package of Debian; what is there already stays
 # as it is: the seal's rules are read back with nft, links with ip, lease times
-# are compared with bwrap, the tests of --changed-since make a repository, and
+# are compared with bwrap, the tests of --changed-since make a repository, the
+# example of Bazel is run by Debian's, and
 # the graph's page is opened in a Chromium, where axe-core looks at it.
-NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz
+NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz bazel:bazel-bootstrap
 
 AXE       := axe-core@4.14.1
 TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
@@ -82,6 +83,5 @@ unit:
 	@$(GO) test -p 1 -timeout 20m $(ALONE) </dev/null
 
 # Every benchmark reports ours, baseline, ratio and goal as metrics of its own.
-bench: NEEDS += bazel:bazel-bootstrap
 bench: setup
 	@$(GO) test -run '^$$' -bench . ./... </dev/null 2>&1 | awk -f cmd/bj/testdata/bench.awk

@@ -46,6 +46,7 @@ func bazelRun(t *testing.T, dir string, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	start := time.Now()
 	words := []string{
 		"--host_jvm_args=-Xmx1g",
 		"--host_jvm_args=-XX:-UseContainerSupport", // Java trips over mixed cgroups
@@ -64,6 +65,7 @@ func bazelRun(t *testing.T, dir string, args ...string) (string, int) {
 	if ctx.Err() != nil {
 		t.Fatalf("bazel %v: %v\n%s", args, ctx.Err(), out)
 	}
+	t.Logf("bazel %s: %v", args[0], time.Since(start).Round(time.Second/10))
 	if err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
@@ -114,7 +116,9 @@ func TestBazel(t *testing.T) {
 		cmd := exec.Command("bazel", "--output_user_root="+filepath.Join(dir, "bazel"), "--max_idle_secs=60", "--nohome_rc",
 			"--host_jvm_args=-Xmx1g", "--host_jvm_args=-XX:-UseContainerSupport", "shutdown")
 		cmd.Dir = filepath.Join("..", "..", "examples", "bazel")
-		cmd.Run()
+		start := time.Now()
+		out, err := cmd.CombinedOutput()
+		t.Logf("bazel shutdown: %v, %v %s", time.Since(start).Round(time.Second/10), err, out)
 	}()
 
 	out, code := bazelRun(t, dir, "test", "//...")

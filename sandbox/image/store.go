@@ -147,7 +147,12 @@ func (s *Store) inPlace(name, path, how string) ([]sandbox.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return program(name, path, digest, path+how), nil
+	// A link would be followed by the machine, which sees another tree.
+	source, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	return program(name, source, digest, path+how), nil
 }
 
 func program(name, source, digest, about string) []sandbox.File {
