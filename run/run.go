@@ -36,6 +36,7 @@ type Options struct {
 	Stager   sandbox.Stager // nil: a recipe with tools is an error
 	Sink     event.Sink     // takes all events; nil: nobody listens
 	Version  string         // of bj
+	Shard    string         // which part of the recipes this is, as "2/4"; "": all
 	Jobs     int            // recipes at once; 0: what cores and memory allow
 	Repeat   int            // runs of each recipe; 0 means 1
 	// Keep is how long the environment of a recipe that did not recover is
@@ -93,7 +94,13 @@ func Run(ctx context.Context, plans []*Plan, o Options) Outcome {
 	if r.Dial == nil {
 		r.Dial = hostDial
 	}
-	r.stream.emit(event.Event{Event: event.Start, Schema: event.Schema, Version: o.Version})
+	start := event.Event{Event: event.Start, Schema: event.Schema, Version: o.Version, Shard: o.Shard}
+	if o.Shard != "" {
+		for _, p := range plans {
+			start.Recipes = append(start.Recipes, p.Label())
+		}
+	}
+	r.stream.emit(start)
 
 	r.staged = r.stage(ctx, plans)
 	jobs := o.Jobs

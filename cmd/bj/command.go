@@ -35,6 +35,7 @@ func commands() []*command {
 		lintCommand(),
 		initCommand(),
 		doctorCommand(),
+		reportCommand(),
 		docsCommand(),
 		versionCommand(),
 		completionCommand(),
@@ -42,7 +43,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"runbook", "pare", "shell", "history", "pool", "report", "drill", "lsp"}
+var later = [...]string{"runbook", "pare", "shell", "history", "pool", "drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

@@ -20,6 +20,14 @@ type shard struct {
 	source       string // what said so: a flag or a variable
 }
 
+// text is the shard as --shard takes it; "" for all of the recipes.
+func (s shard) text() string {
+	if s.count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", s.index, s.count)
+}
+
 // parseShard parses I/N, or /N with the index from the engine that runs the
 // job, for engines that do not say how many jobs there are.
 func parseShard(text, source string, getenv func(string) string) (shard, error) {

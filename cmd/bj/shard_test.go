@@ -127,3 +127,42 @@ func TestRecorded(t *testing.T) {
 		t.Errorf("//a:b takes %v s, want a guess of 60", got)
 	}
 }
+
+// The longest of four shards takes at most 1.25 of a quarter of all, by recorded
+// durations, wherever no recipe is longer than a twelfth of all: what LPT can
+// promise. With longer ones the longest recipe is the limit.
+func TestShardBalance(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	held := 0
+	for range 500 {
+		var recipes []*fleet.Recipe
+		took := map[string]float64{}
+		var total, longest float64
+		for i := range 4 + rng.IntN(80) {
+			r := &fleet.Recipe{Label: fmt.Sprintf("//r:%02d", i)}
+			seconds := 1 + rng.ExpFloat64()*60
+			recipes, took[r.Label] = append(recipes, r), seconds
+			total, longest = total+seconds, max(longest, seconds)
+		}
+		var most float64
+		for index := 1; index <= 4; index++ {
+			var load float64
+			for _, r := range (shard{index: index, count: 4}).pick(recipes, func(r *fleet.Recipe) float64 { return took[r.Label] }) {
+				load += took[r.Label]
+			}
+			most = max(most, load)
+		}
+		bound := 1.25 * total / 4
+		if longest > total/12 {
+			bound = total/4 + longest*3/4
+		} else {
+			held++
+		}
+		if most > bound+1e-6 {
+			t.Errorf("%d recipes of %v s, the longest of %v s: the longest shard has %v s, more than %v s", len(recipes), total, longest, most, bound)
+		}
+	}
+	if held < 100 {
+		t.Errorf("only %d of 500 fleets had no recipe longer than a twelfth", held)
+	}
+}

@@ -163,6 +163,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		Stager:   targetStager{&image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root}, programs, f.bazel},
 		Sink:     o.sink,
 		Version:  version,
+		Shard:    part.text(),
 		Jobs:     f.jobs,
 		Repeat:   f.repeat,
 		Keep:     f.keepTime(),

@@ -26,8 +26,10 @@ type common struct {
 // The bodies that are no type of their own.
 type (
 	startBody struct {
-		Schema  string `json:"schema"`
-		Version string `json:"version"`
+		Schema  string   `json:"schema"`
+		Version string   `json:"version"`
+		Shard   string   `json:"shard,omitempty"`
+		Recipes []string `json:"recipes,omitempty"`
 	}
 	textBody struct {
 		Text string `json:"text"`
@@ -66,7 +68,7 @@ type (
 func (e *Event) body() any {
 	switch e.Event {
 	case Start:
-		return startBody{e.Schema, e.Version}
+		return startBody{e.Schema, e.Version, e.Shard, e.Recipes}
 	case Note, Build:
 		return textBody{e.Text}
 	case Lease:
@@ -184,7 +186,7 @@ func (e *Event) UnmarshalJSON(data []byte) error {
 	}
 	switch e.Event {
 	case Start:
-		e.Schema, e.Version = b.Schema, b.Version
+		e.Schema, e.Version, e.Shard, e.Recipes = b.Schema, b.Version, b.Shard, b.Recipes
 	case Note, Build, Lease:
 		e.Text = b.Text
 	case Sealed:

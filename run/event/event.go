@@ -57,6 +57,10 @@ type Event struct {
 
 	Schema  string // start
 	Version string // start
+	// Shard is which part of the recipes a run takes, as "2/4", and Recipes are
+	// their labels; start. Both are empty where it takes all.
+	Shard   string
+	Recipes []string
 
 	Text string // output, note, build; lease: the environment's name
 

@@ -96,7 +96,7 @@ func (r *Recorder) Event(e Event) {
 		x.Steps[i].Output = lastBytes(x.Steps[i].Output)
 	}
 	if r.Dir != "" {
-		if err := x.write(r.Dir); err != nil && r.err == nil {
+		if err := x.Write(r.Dir); err != nil && r.err == nil {
 			r.err = fmt.Errorf("recording the run of %s: %w", e.Recipe, err)
 		}
 	}
@@ -184,9 +184,9 @@ func lastBytes(s string) string {
 	return s
 }
 
-// write puts x into a file of its own below dir: DIR/LABEL/TIME.json. Any
+// Write puts x into a file of its own below dir: DIR/LABEL/TIME.json. Any
 // number of bj may write at once.
-func (x *Record) write(dir string) error {
+func (x *Record) Write(dir string) error {
 	data, err := json.MarshalIndent(x, "", "  ")
 	if err != nil {
 		return err
