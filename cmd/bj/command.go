@@ -29,6 +29,7 @@ func commands() []*command {
 	return []*command{
 		testCommand(),
 		graphCommand(),
+		pareCommand(),
 		listCommand(),
 		showCommand(),
 		fmtCommand(),
@@ -43,7 +44,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"runbook", "pare", "shell", "history", "pool", "drill", "lsp"}
+var later = [...]string{"runbook", "shell", "history", "pool", "drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

@@ -85,6 +85,7 @@ type Blocked struct {
 	Destination Destination `json:"destination"`
 	Service     *string     `json:"service"`
 	Pathway     string      `json:"-"`     // of the service
+	Endpoint    string      `json:"-"`     // URL of what was wanted; empty where none can name it
 	Allow       string      `json:"allow"` // the line that would open it
 	// Wider are at most two other lines that would open it, and more.
 	Wider       []string  `json:"wider,omitempty"`
