@@ -35,6 +35,7 @@ func openControl(s *site) (*control, *failure) {
 	vs := s.plan.validations()
 	c := &control{of: s, empty: newSite(s.life, s.plan, quiet, s.provider, s.tools, s.dial), validations: vs,
 		left: make([]time.Duration, len(vs)), looks: make([]int, len(vs)), shown: make([]string, len(vs)), held: make([]bool, len(vs))}
+	c.empty.policy = s.policy
 	if f := c.empty.open(); f != nil {
 		f.message = "trying the validations on empty hardware: " + f.message
 		return c, f

@@ -43,6 +43,7 @@ type Plan struct {
 	Policy   sandbox.Policy
 	Tools    []sandbox.Tool
 	Secrets  map[string]string
+	Named    []Named   // what of Policy is known when the seal closes
 	Contacts []Contact // what production is asked for, under Production
 	// Suppliers are the recipes that are brought up before, in order, and
 	// their suppliers with them; Routes says which of them has an address that
@@ -148,11 +149,27 @@ func (p *Plan) planPolicy(PlanOptions) *Refusal {
 		}
 		var seen []sandbox.Allow
 		for _, e := range endpoints(p.fleet, c) {
+			if e.Scheme == "dns" {
+				if refusal := p.openNames(i, c, e); refusal != nil {
+					return refusal
+				}
+				if p.Supply == Production {
+					p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
+				}
+				continue
+			}
 			a, refusal := open(c, e)
 			if refusal != nil {
 				return refusal
 			}
 			a.Condition, a.Machines = i, c.On
+			if e.Host != "" {
+				p.Named = append(p.Named, Named{Allow: a, Endpoint: e})
+				if p.Supply == Production {
+					p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
+				}
+				continue
+			}
 			if slices.ContainsFunc(seen, func(b sandbox.Allow) bool { return sameAllow(a, b) }) {
 				continue
 			}
@@ -196,17 +213,12 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 		if (e.Path != "" && e.Path != "/") || len(e.Methods) > 0 {
 			return sandbox.Allow{}, notYet(c.Pos, "judge HTTP requests by path or method", what)
 		}
-	case "dns":
-		return sandbox.Allow{}, notYet(c.Pos, "allow names to be resolved", what)
 	case "unix":
 		return sandbox.Allow{}, notYet(c.Pos, "open Unix sockets", what)
 	case "lib":
 		return sandbox.Allow{}, notYet(c.Pos, "allow single libraries", what)
 	default:
 		return sandbox.Allow{}, notYet(c.Pos, "open endpoints of this kind", what)
-	}
-	if !e.Prefix.IsValid() {
-		return sandbox.Allow{}, notYet(c.Pos, "open endpoints by name", what)
 	}
 	a := sandbox.Allow{Protocol: e.Scheme, Prefix: e.Prefix.Masked(), First: e.Ports.First, Last: e.Ports.Last}
 	if e.Scheme == "http" || e.Scheme == "https" {

@@ -78,10 +78,7 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*fleet.Recipe)
 		want   string
 	}{
-		"name":      {condition("tcp://example.org:443"), "a.star:3: this version cannot open endpoints by name yet: allow(tcp://example.org:443)"},
-		"http name": {condition("https://example.org"), "open endpoints by name"},
 		"http path": {condition("https://10.0.0.1/v2"), "by path or method"},
-		"dns":       {condition("dns://*.example.org"), "names to be resolved"},
 		"unix":      {condition("unix:///run/x.sock"), "Unix sockets"},
 		"lib":       {condition("lib:///usr/lib/x.so"), "libraries"},
 		"methods": {func(r *fleet.Recipe) {

@@ -97,18 +97,27 @@ func (x *execution) probe() *failure {
 
 // probeOne connects to an endpoint once.
 func (x *execution) probeOne(c Contact) *failure {
-	ctx, cancel := within(x.group, probeLimit)
-	defer cancel()
-	conn, err := x.Dial(ctx, "tcp", c.Probe)
+	err := x.connect(c.Probe)
 	if err == nil {
-		conn.Close()
 		return nil
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("silent for %s", probeLimit)
 	}
 	condition := x.plan.Recipe.Conditions[c.Condition]
 	return &failure{code: codeCondition,
 		message: fmt.Sprintf("the condition %s (%s) is not met: %s does not answer: %v", condition.Text, condition.Pos, c.Endpoint.URL, err),
-		hint:    "what is allowed must be healthy; bring it back first, or take it from its own recipe with --supply recipes"}
+		hint:    conditionHint}
+}
+
+const conditionHint = "what is allowed must be healthy; bring it back first, or take it from its own recipe with --supply recipes"
+
+// connect tries to reach production once.
+func (x *execution) connect(to netip.AddrPort) error {
+	ctx, cancel := within(x.group, probeLimit)
+	defer cancel()
+	conn, err := x.Dial(ctx, "tcp", to)
+	if err == nil {
+		conn.Close()
+	} else if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("silent for %s", probeLimit)
+	}
+	return err
 }

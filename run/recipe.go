@@ -100,6 +100,10 @@ func (x *execution) prove() *failure {
 	}
 	x.site = newSite(x.group, p, x.voice, x.Provider, x.staged[p].files, x.dialFor(p))
 	x.site.deadline = time.Now().Add(p.Recipe.Within + x.Keep + 30*time.Minute)
+	var unresolved *failure
+	if x.site.policy, unresolved = x.policy(p); unresolved != nil {
+		return unresolved
+	}
 	if f := x.site.open(); f != nil {
 		return f
 	}
@@ -186,6 +190,10 @@ func (x *execution) supply(p *Plan) *failure {
 	v := &voice{stream: x.stream, recipe: x.plan.Label(), supplier: p.Label(), mask: x.voice.mask, judged: x.voice.judged}
 	s := newSite(x.group, p, v, x.Provider, x.staged[p].files, x.dialFor(p))
 	s.deadline = x.deadline()
+	var unresolved *failure
+	if s.policy, unresolved = x.policy(p); unresolved != nil {
+		return failed(unresolved)
+	}
 	if x.suppliers == nil {
 		x.suppliers = map[string]*site{}
 	}

@@ -46,6 +46,9 @@ type Options struct {
 	Logs func(label string) string
 	// Dial reaches production; nil: the network of this host.
 	Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	// Lookup asks servers, which dial reaches, for the addresses of a name. Nil:
+	// an endpoint that is written with a name has no supplier.
+	Lookup lookup
 }
 
 // Result is what came of one run of one recipe.

@@ -42,6 +42,7 @@ type dialer func(ctx context.Context, network string, to netip.AddrPort) (net.Co
 // close.
 type site struct {
 	plan     *Plan
+	policy   sandbox.Policy // the plan's, with names resolved, and what faults have closed closed
 	voice    *voice
 	provider sandbox.Provider
 	dial     dialer
@@ -91,7 +92,7 @@ func (m *machine) lost() bool {
 // newSite prepares a site whose life ends with parent. Nothing is leased yet.
 func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provider, tools []sandbox.File, dial dialer) *site {
 	s := &site{
-		parent: parent, plan: p, voice: v, provider: provider, tools: tools, dial: dial, mask: v.mask,
+		parent: parent, plan: p, policy: p.Policy, voice: v, provider: provider, tools: tools, dial: dial, mask: v.mask,
 		machines: map[string]*machine{}, captures: map[string]string{}, looks: map[*fleet.Validation]int{},
 		deadline: time.Now().Add(p.Recipe.Within + 30*time.Minute),
 	}
@@ -138,7 +139,7 @@ func during(ctx context.Context, err error, code sandbox.Code, what string) *fai
 // open leases the environment and seals it.
 func (s *site) open() *failure {
 	start := time.Now()
-	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.plan.Policy, Users: s.plan.Users, Dial: s.dial}
+	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.policy, Users: s.plan.Users, Dial: s.dial}
 	for _, m := range s.plan.Machines {
 		m.Files = slices.Concat(s.tools, m.Files)
 		spec.Machines = append(spec.Machines, m)
@@ -164,7 +165,7 @@ func (s *site) open() *failure {
 	start = time.Now()
 	sctx, scancel := within(s.life, sealLimit)
 	defer scancel()
-	if err := env.Seal(sctx, s.plan.Policy); err != nil {
+	if err := env.Seal(sctx, s.policy); err != nil {
 		return during(s.life, err, sandbox.CodeLease, "sealing the environment")
 	}
 	took := seconds(start)

@@ -10,6 +10,7 @@ import (
 
 	"bj/fleet"
 	"bj/graph"
+	"bj/sandbox"
 )
 
 // never is the wave of a recipe that cannot be brought up from recipes alone.
@@ -80,7 +81,7 @@ func needsOf(f *fleet.Fleet, r *fleet.Recipe) []need {
 			continue
 		}
 		e := *c.Endpoint
-		if !e.Prefix.IsValid() || staysInside(e.Prefix, own) {
+		if e.Prefix.IsValid() && staysInside(e.Prefix, own) {
 			continue
 		}
 		found := owners(f, e)
@@ -161,7 +162,27 @@ func (w *waves) route(p, s *Plan, n need) *Refusal {
 	if n.condition.Endpoint == nil {
 		es = w.fleet.Service(n.pathway.service).Pathway(n.pathway.name).Endpoints
 	}
+	if n.condition.Endpoint == nil || n.condition.Endpoint.Scheme == "dns" {
+		if refusal := w.routeNames(p, s, n, es); refusal != nil {
+			return refusal
+		}
+	}
 	for _, e := range es {
+		if e.Scheme == "dns" {
+			continue
+		}
+		if e.Host != "" {
+			// Where the name leads is known when the supplier is up.
+			for _, m := range s.Recipe.Machines() {
+				if !m.Declared {
+					continue
+				}
+				if refusal := w.lead(p, s, n, m.Address); refusal != nil {
+					return refusal
+				}
+			}
+			continue
+		}
 		if staysInside(e.Prefix, own) && e.Prefix.Addr().IsLoopback() {
 			continue
 		}
@@ -171,18 +192,58 @@ func (w *waves) route(p, s *Plan, n need) *Refusal {
 				continue
 			}
 			found = true
-			if own[a] {
-				return supplyRefusal(n, "the address %s is used twice: by a machine of %s and by one of %s, which supplies %s", a, p.Label(), s.Label(), n.pathway)
+			if refusal := w.lead(p, s, n, a); refusal != nil {
+				return refusal
 			}
-			if other := p.Routes[a]; other != "" && other != s.Label() {
-				return supplyRefusal(n, "the address %s is used twice: by machines of %s and of %s", a, min(other, s.Label()), max(other, s.Label()))
-			}
-			p.Routes[a] = s.Label()
 		}
 		if !found {
 			r := supplyRefusal(n, "the endpoint %s of %s is on no machine of %s, which supplies it", e.URL, n.pathway, s.Label())
 			r.Hint = fmt.Sprintf("give a machine of %s that address with addresses=", s.Label())
 			return r
+		}
+	}
+	return nil
+}
+
+// lead makes an address lead to a machine of s.
+func (w *waves) lead(p, s *Plan, n need, a netip.Addr) *Refusal {
+	if ownAddresses(p.Recipe)[a] {
+		return supplyRefusal(n, "the address %s is used twice: by a machine of %s and by one of %s, which supplies %s", a, p.Label(), s.Label(), n.pathway)
+	}
+	if other := p.Routes[a]; other != "" && other != s.Label() {
+		return supplyRefusal(n, "the address %s is used twice: by machines of %s and of %s", a, min(other, s.Label()), max(other, s.Label()))
+	}
+	p.Routes[a] = s.Label()
+	return nil
+}
+
+// routeNames makes the servers that are asked for names of a dns endpoint those
+// on machines of s.
+func (w *waves) routeNames(p, s *Plan, n need, es []fleet.Endpoint) *Refusal {
+	own := ownAddresses(s.Recipe)
+	for _, e := range es {
+		if e.Scheme != "dns" {
+			continue
+		}
+		var here []sandbox.Server
+		for _, server := range p.servers(n.condition, e) {
+			if !own[server.Addr.Addr()] {
+				continue
+			}
+			if refusal := w.lead(p, s, n, server.Addr.Addr()); refusal != nil {
+				return refusal
+			}
+			here = append(here, server)
+		}
+		if len(here) == 0 {
+			r := supplyRefusal(n, "nobody answers for %s of %s on the machines of %s, which supplies it", e.URL, n.pathway, s.Label())
+			r.Hint = fmt.Sprintf("give %s an endpoint at port 53 on one of its machines, such as \"udp://10.0.0.53:53\"", n.pathway.service)
+			return r
+		}
+		for i := range p.Policy.Names {
+			if x := &p.Policy.Names[i]; x.Pattern == e.Host && &p.Recipe.Conditions[x.Condition] == n.condition {
+				x.Servers = here
+			}
 		}
 	}
 	return nil

@@ -98,6 +98,9 @@ type Policy struct {
 	Declared []netip.Addr
 	// Allows are opened beside that, each on its own.
 	Allows []Allow
+	// Names may be resolved beside that; the gate leaves every other question
+	// unanswered.
+	Names []Names
 }
 
 // Allow opens one protocol to one set of addresses and ports, outwards. An
@@ -110,6 +113,21 @@ type Allow struct {
 	Prefix    netip.Prefix
 	First     uint16 // ports, both included; 0 for icmp
 	Last      uint16
+}
+
+// Names lets names be resolved. The gate asks the servers itself, in words of its
+// own, and tells addresses and nothing else.
+type Names struct {
+	Condition int      // as of an Allow
+	Machines  []string // as of an Allow
+	Pattern   string   // "pkgs.internal", "*.pkgs.internal" for all below it, or "*"
+	Servers   []Server // whom to ask: the first, then the others while it is silent
+}
+
+// Server answers questions about names.
+type Server struct {
+	Network string // "udp" or "tcp"
+	Addr    netip.AddrPort
 }
 
 // Environment is a leased set of machines.
@@ -205,12 +223,14 @@ type Canary struct {
 
 // Flow is a blocked attempt: equal ones are one Flow.
 type Flow struct {
-	Machine     string
-	Interface   string // "lo" for what stayed inside the machine, "eth0" otherwise
-	Protocol    string // "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc", "unix"
+	Machine   string
+	Interface string // "lo" for what stayed inside the machine, "eth0" otherwise
+	// Protocol is "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc",
+	// "unix", or "dns" for a question about Name that the gate left unanswered.
+	Protocol    string
 	Source      netip.AddrPort
 	Destination netip.AddrPort // port 0 where the protocol has none
-	Name        string         // the name that had been asked for, if any
+	Name        string         // the name that had been asked for, or whose answer was Destination
 	Path        string         // of a Unix socket that was not there, for "unix"
 	Origin      *Origin        // nil if not known
 	Count       int64

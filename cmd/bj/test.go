@@ -17,6 +17,7 @@ import (
 	"bj/fleet"
 	"bj/lang"
 	"bj/run"
+	"bj/sandbox/gate"
 	"bj/sandbox/image"
 )
 
@@ -159,6 +160,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	out := run.Run(ctx, run.NewPlans(l.fleet, recipes, run.PlanOptions{Root: l.workspace.Root, Supply: supply, Tools: tools}), run.Options{
+		Lookup:   gate.Lookup,
 		Provider: provider,
 		Stager:   targetStager{&image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root}, programs, f.bazel},
 		Sink:     o.sink,

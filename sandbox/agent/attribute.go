@@ -34,7 +34,11 @@ func Attribute(machine string, flows []sandbox.Flow, tried []Attempt) []sandbox.
 			continue
 		}
 		var by []Attempt
-		for _, a := range byTarget[key{f.Protocol, plain(f.Destination)}] {
+		protocol := f.Protocol
+		if protocol == "dns" {
+			protocol = "udp" // what a program sends is a datagram
+		}
+		for _, a := range byTarget[key{protocol, plain(f.Destination)}] {
 			if !a.Last.Before(f.First.Add(-lateness)) && !a.First.After(f.Last.Add(lateness)) {
 				by = append(by, a)
 			}

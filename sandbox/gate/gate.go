@@ -15,6 +15,8 @@
 //	UDP    packets are delivered to a transparent socket with their original
 //	       destination, and dialled once for each pair of addresses.
 //	ICMP   echo requests come through the queue, and are dialled like UDP.
+//	names  questions to the hub's own address are asked again, in other words,
+//	       of the servers that the policy names; the others get no answer.
 //
 // The relay asks the policy again by itself, so that a rule too many opens
 // nothing. When it is closed or dies, what is held is dropped, and nothing
@@ -68,6 +70,10 @@ type Config struct {
 	// several goroutines.
 	Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
 
+	// Unanswered is told each question about a name that gets no answer because
+	// nothing allows it. It must not call the relay. Nil means nobody is told.
+	Unanswered func(Question)
+
 	DialTimeout time.Duration
 	IdleTimeout time.Duration // of UDP and ICMP
 	MaxPending  int           // connections being dialled
@@ -94,6 +100,7 @@ type Relay struct {
 	tcp   []*net.TCPListener
 	udp   []*net.UDPConn
 	raw   rawSockets
+	asked *names
 
 	mu    sync.Mutex
 	epoch *epoch // nil once closed
@@ -107,6 +114,7 @@ type epoch struct {
 	ctx     context.Context
 	end     context.CancelFunc
 	policy  *index
+	names   []sandbox.Names
 	pending map[pair]*pending
 	conns   map[*relayed]struct{}
 	flows   map[flowID]*flow
@@ -134,7 +142,7 @@ func Open(c Config, p sandbox.Policy) (*Relay, error) {
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = defaultIdleTimeout
 	}
-	r := &Relay{Config: c, names: map[netip.Addr]string{}, uses: map[int]*sandbox.Use{}, done: make(chan struct{})}
+	r := &Relay{Config: c, names: map[netip.Addr]string{}, uses: map[int]*sandbox.Use{}, done: make(chan struct{}), asked: newNames()}
 	for _, m := range c.Machines {
 		r.names[m.V4], r.names[m.V6] = m.Name, m.Name
 	}
@@ -156,6 +164,9 @@ func (r *Relay) listen(ctx context.Context) error {
 	if err := r.listenTCP(ctx); err != nil {
 		return err
 	}
+	if err := r.listenNames(ctx); err != nil {
+		return err
+	}
 	if err := r.listenUDP(ctx); err != nil {
 		return err
 	}
@@ -166,7 +177,7 @@ func (r *Relay) listen(ctx context.Context) error {
 func (r *Relay) newEpoch(p sandbox.Policy) *epoch {
 	ctx, end := context.WithCancel(context.Background())
 	return &epoch{
-		ctx: ctx, end: end, policy: newIndex(p, r.environment()),
+		ctx: ctx, end: end, policy: newIndex(p, r.environment()), names: p.Names,
 		pending: map[pair]*pending{}, conns: map[*relayed]struct{}{}, flows: map[flowID]*flow{},
 	}
 }
@@ -272,7 +283,7 @@ func (r *Relay) Close() error {
 	for _, l := range r.tcp {
 		l.Close()
 	}
-	for _, c := range r.udp {
+	for _, c := range append(r.udp, r.asked.replies...) {
 		c.Close()
 	}
 	r.wg.Wait()

@@ -85,6 +85,10 @@ func (r *Relay) receive(ctx context.Context, c *net.UDPConn) {
 			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+		if r.forGate(to) {
+			r.question(pair{from, to}, b[:n])
+			continue
+		}
 		r.datagram(flowID{network: "udp", pair: pair{from, to}}, b[:n])
 	}
 }

@@ -95,7 +95,7 @@ func (e *Client) handle(ctx context.Context, method string, params json.RawMessa
 		return nil, nil, fmt.Errorf("decoding a request: %w", err)
 	}
 	e.mu.Lock()
-	allowed := e.sealed && !e.released && allows(e.policy, r.Network, r.To)
+	allowed := e.sealed && !e.released && (allows(e.policy, r.Network, r.To) || asks(e.policy, r.Network, r.To))
 	e.mu.Unlock()
 	if !allowed || e.Spec.Dial == nil {
 		return nil, nil, fmt.Errorf("dialling %s %s: no condition allows it", r.Network, r.To)
@@ -129,6 +129,14 @@ func allows(p sandbox.Policy, network string, to netip.AddrPort) bool {
 		}
 	}
 	return false
+}
+
+// asks reports whether to is a server that some condition lets the gate ask. It
+// may be on the host's own loopback, as a host's resolver is.
+func asks(p sandbox.Policy, network string, to netip.AddrPort) bool {
+	return slices.ContainsFunc(p.Names, func(n sandbox.Names) bool {
+		return slices.Contains(n.Servers, sandbox.Server{Network: network, Addr: to})
+	})
 }
 
 // Seal implements sandbox.Environment.

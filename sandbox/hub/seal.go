@@ -46,11 +46,13 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	if g.seal != nil {
 		return g.reseal(p)
 	}
-	relay, err := gate.Open(g.relayConfig(), p)
-	if err != nil {
+	s := &sealer{generation: 1, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
+	config := g.relayConfig()
+	config.Unanswered = func(q gate.Question) { s.flows.AddName(q.Machine, q.Name, q.From, q.To, q.At) }
+	var err error
+	if s.relay, err = gate.Open(config, p); err != nil {
 		return fmt.Errorf("opening the relay: %w", err)
 	}
-	s := &sealer{generation: 1, relay: relay, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
 	hub, inside, err := g.compile(p, s)
 	if err != nil {
 		return err
@@ -234,6 +236,11 @@ func (g *Gateway) flows() (Flows, error) {
 		}
 	}
 	a := Flows{Blocked: s.flows.List(), Seen: g.canaries.list()}
+	for i, f := range a.Blocked {
+		if f.Name == "" {
+			a.Blocked[i].Name = s.relay.Asked(f.Machine, f.Destination.Addr())
+		}
+	}
 	for _, u := range used {
 		a.Used = append(a.Used, u)
 	}

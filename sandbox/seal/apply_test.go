@@ -195,7 +195,7 @@ func normal(s string) string {
 	s = regexp.MustCompile(`(?m)^\tflags (owner|persist).*\n`).ReplaceAllString(s, "")
 	s = regexp.MustCompile(`[ \t]*(# progname.*)?\n+`).ReplaceAllString(s, "\n")
 	s = regexp.MustCompile(`(?m)^# Warning.*\n`).ReplaceAllString(s, "")
-	s = regexp.MustCompile(` (queue (flags \S+ )?to \d+|xt target "NFQUEUE")`).ReplaceAllString(s, "")
+	s = regexp.MustCompile(` (queue (flags \S+ )?(to|num) \d+|xt target "NFQUEUE")`).ReplaceAllString(s, "")
 	s = regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(s, "packets 0 bytes 0")
 	return s
 }

@@ -24,6 +24,9 @@ const (
 	priorityFilter = 0
 )
 
+// portNames is where the hub is asked for names.
+const portNames = 53
+
 // CompileHub returns the rules of the hub under p. It fails on a policy or hub
 // that says nothing sensible.
 //
@@ -31,7 +34,8 @@ const (
 //	arrive    the source is the machine's own, and the header plain
 //	decide    known connections pass; new ones are judged
 //	inside    from machine to machine
-//	outside   to the relay: TCP and echo requests are held, UDP is delivered
+//	outside   to the relay: TCP and echo requests are held, UDP is delivered, and
+//	          so are questions about names, to the hub's own address
 //	answer    what was held, after the relay's verdict
 //	pass, deliver, leave   forwarded, to the hub itself, from the hub itself
 func CompileHub(p sandbox.Policy, h Hub) (*Ruleset, error) {
@@ -176,6 +180,10 @@ func (c *hubCompiler) decide() error {
 	c.t.add("decide", midway(), toChain("stray"))
 	for _, k := range stacks() {
 		if a := c.gateway(k); a.IsValid() {
+			if c.relay() {
+				// Questions about names: the gate answers those that it may.
+				c.t.add("decide", k.to(a), udpPort(portNames), c.admit(relayedBit), toChain("relayed"))
+			}
 			c.t.add("decide", k.to(a), toChain("closed"))
 		}
 		c.t.add("decide", in("machines"+k.suffix, k.daddrKey()), toChain("inside"))

@@ -266,6 +266,13 @@ func l4(protocol byte) part {
 	return part{"meta l4proto " + protocolName(protocol), meta(expr.MetaKeyL4PROTO, []byte{protocol})}
 }
 
+// udpPort matches datagrams to a port.
+func udpPort(port uint16) part {
+	return part{fmt.Sprintf("udp dport %d", port), append(l4(unix.IPPROTO_UDP).exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)})}
+}
+
 func family(k stack) part {
 	name := "ipv4"
 	if k.v6 {
