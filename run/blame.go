@@ -89,7 +89,7 @@ func wanted(flow sandbox.Flow) (fleet.Endpoint, bool) {
 // question reports whether what was blocked is a question for a name, rather
 // than what came after it.
 func question(flow sandbox.Flow) bool {
-	return flow.Name != "" && (flow.Protocol == "dns" || flow.Destination.Port() == 53)
+	return flow.Name != "" && flow.Protocol == "dns"
 }
 
 // widerLiterals returns endpoints that hold e and more, for somebody who knows

@@ -93,7 +93,7 @@ const (
 // reason writes what a person would ask next: what failed and where, its
 // command, the end of its output, what was blocked while it ran, and where to
 // look further.
-func (f *failure) reason(logs string) string {
+func (f *failure) reason(logs, inside string) string {
 	var b strings.Builder
 	b.WriteString(f.message)
 	block := func(head, text string) {
@@ -136,7 +136,10 @@ func (f *failure) reason(logs string) string {
 		if logs != "" {
 			fmt.Fprintf(&b, "\n  logs: %s", logs)
 		} else {
-			fmt.Fprintf(&b, "\n  logs: run it again with --report DIR; --keep leaves the environment for a look inside")
+			b.WriteString("\n  logs: run it again with --report DIR")
+		}
+		if inside != "" {
+			b.WriteString("\n  look inside: " + inside)
 		}
 	}
 	return b.String()

@@ -263,7 +263,10 @@ func (p *fakeProc) alive() bool {
 		return true
 	}
 }
-func (p *fakeProc) Done() <-chan struct{} { return p.done }
+func (p *fakeProc) Write(context.Context, []byte) error            { return nil }
+func (p *fakeProc) CloseInput(context.Context) error               { return nil }
+func (p *fakeProc) Resize(context.Context, sandbox.Terminal) error { return nil }
+func (p *fakeProc) Done() <-chan struct{}                          { return p.done }
 func (p *fakeProc) Kill(context.Context) error {
 	p.kill()
 	return nil

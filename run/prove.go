@@ -11,7 +11,7 @@ import (
 // prove does the strategy and the final validations, and tries the seal again.
 // The environment is open, and its seal was tried.
 func (s *site) prove() *failure {
-	f := s.recover()
+	f := s.recover(all)
 	if f == nil {
 		f = s.lateDeath()
 	}
@@ -34,8 +34,13 @@ func (s *site) prove() *failure {
 	return s.lateDeath()
 }
 
-// recover does the strategy and the final validations within the recipe's limit.
-func (s *site) recover() *failure {
+// all is how many actions of a strategy recover does for a verdict: all of
+// them, and the final validations.
+const all = -1
+
+// recover does the first n actions of the strategy within the recipe's limit;
+// if n is all, the final validations as well.
+func (s *site) recover(n int) *failure {
 	r := s.plan.Recipe
 	ctx, cancel := context.WithTimeoutCause(s.life, r.Within, &failure{kind: kindTimeout})
 	defer cancel()
@@ -55,7 +60,10 @@ func (s *site) recover() *failure {
 		}
 		return f
 	}
-	for _, a := range r.Strategy {
+	for i, a := range r.Strategy {
+		if i == n {
+			return nil
+		}
 		var f *failure
 		switch {
 		case a.Step != nil:
@@ -68,6 +76,9 @@ func (s *site) recover() *failure {
 		if f != nil {
 			return f
 		}
+	}
+	if n != all {
+		return nil
 	}
 	for _, v := range r.Validation {
 		if f := do(v.Title, func() *failure { return s.validate(ctx, v, event.PhaseFinal) }); f != nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,32 +80,11 @@ func (x *execution) give(v event.Verdict) {
 
 // prove is the whole line from plan to what was used.
 func (x *execution) prove() *failure {
-	p := x.plan
 	if f := stopped(x.group); f != nil {
 		f.message = "interrupted before it began"
 		return f
 	}
-	if p.Refusal != nil {
-		return &failure{code: p.Refusal.Code, message: p.Refusal.Error(), hint: p.Refusal.Hint}
-	}
-	if f := x.staged[p].failure; f != nil {
-		return f
-	}
-	if f := x.probe(); f != nil {
-		return f
-	}
-	for _, s := range p.Suppliers {
-		if f := x.supply(s); f != nil {
-			return f
-		}
-	}
-	x.site = newSite(x.group, p, x.voice, x.Provider, x.staged[p].files, x.dialFor(p))
-	x.site.deadline = time.Now().Add(p.Recipe.Within + x.Keep + 30*time.Minute)
-	var unresolved *failure
-	if x.site.policy, unresolved = x.policy(p); unresolved != nil {
-		return unresolved
-	}
-	if f := x.site.open(); f != nil {
+	if f := x.open(); f != nil {
 		return f
 	}
 	f := x.site.canaries(x.site.life)
@@ -172,13 +152,31 @@ func (x *execution) verdict(f *failure) event.Verdict {
 	if x.Logs != nil {
 		logs = x.Logs(x.plan.Label())
 	}
-	v.Verdict, v.Hint, v.Reason = f.verdict(), f.hint, f.reason(logs)
+	v.Verdict, v.Hint, v.Reason = f.verdict(), f.hint, f.reason(logs, x.lookInside(f))
 	if f.kind != "" {
 		v.Failed = &event.Failed{Kind: f.kind, Title: f.title, Machine: f.machine}
 	} else if f.code != "" {
 		v.Code = &f.code
 	}
 	return v
+}
+
+// lookInside is the command that opens a shell where f happened: in what is kept,
+// or in a fresh environment in which the same was done.
+func (x *execution) lookInside(f *failure) string {
+	line := "bj shell " + x.plan.Label()
+	if x.Keep > 0 {
+		return line
+	}
+	titles := Actions(x.plan.Recipe)
+	if len(titles) == 0 {
+		return line
+	}
+	after := titles[len(titles)-1]
+	if slices.Contains(titles, f.title) {
+		after = f.title
+	}
+	return fmt.Sprintf("%s --after %q", line, after)
 }
 
 // supply brings one supplier up; it stays up until the execution is closed.
@@ -258,14 +256,20 @@ func (x *execution) dialFor(p *Plan) dialer {
 // wait keeps the environment for a look inside.
 func (x *execution) wait() {
 	until := time.Now().Add(x.Keep)
-	x.voice.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("the environment %s of %s is kept until %s; Ctrl-C removes it now",
-		x.site.env.Name(), x.plan.Label(), until.Format(time.TimeOnly))})
+	x.voice.emit(event.Event{Event: event.Note, Text: fmt.Sprintf("the environment %s of %s is kept until %s: bj shell %s enters it, Ctrl-C here removes it now",
+		x.site.env.Name(), x.plan.Label(), until.Format(time.TimeOnly), x.plan.Label())})
 	ctx, cancel := context.WithDeadline(x.group, until)
 	defer cancel()
+	var visits sync.WaitGroup
+	if x.Kept != nil {
+		x.site.spawn(&visits, func() { x.Kept(ctx, x.site.inside()) })
+	}
 	select {
 	case <-ctx.Done():
 	case <-x.site.env.Lost():
 	}
+	cancel()
+	visits.Wait()
 }
 
 // close removes every environment, the recipe's first.

@@ -42,6 +42,9 @@ type Options struct {
 	// Keep is how long the environment of a recipe that did not recover is
 	// kept; 0: not at all. Run returns when it has been removed.
 	Keep time.Duration
+	// Kept is called while an environment is kept, and must return when ctx is
+	// done: it may let people look inside.
+	Kept func(ctx context.Context, in *Inside)
 	// Logs says where the logs of a recipe will be, for people; nil: nowhere.
 	Logs func(label string) string
 	// Dial reaches production; nil: the network of this host.

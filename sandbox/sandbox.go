@@ -183,7 +183,7 @@ const (
 )
 
 // Command is one thing to run: Script by /bin/sh -e in a fresh shell, or Argv
-// itself. It starts in the user's home folder (/root), without input.
+// itself. It starts in the user's home folder (/root).
 type Command struct {
 	Script string
 	Argv   []string
@@ -192,10 +192,26 @@ type Command struct {
 	// Unit names the process group that the command and all that it starts
 	// belong to. Commands of the same unit share it.
 	Unit string
+	// Input gives the command an input, which Process.Write fills and
+	// CloseInput ends. Without it there is none.
+	Input bool
+	// Terminal gives the command a terminal of its own instead, to which all that
+	// it prints goes (as Stdout), and whose job control works. Nil: none.
+	Terminal *Terminal
 }
+
+// Terminal is the size of one, in characters.
+type Terminal struct{ Rows, Columns uint16 }
 
 // Process is a command that was started.
 type Process interface {
+	// Write sends b to the command's input or terminal, and returns when it has
+	// been taken there.
+	Write(ctx context.Context, b []byte) error
+	// CloseInput ends the command's input. A terminal has no end.
+	CloseInput(ctx context.Context) error
+	// Resize tells the command's terminal its size.
+	Resize(ctx context.Context, size Terminal) error
 	// Wait returns when the command itself has ended and everything that it
 	// wrote until then was given to output; its children may live on. An error
 	// means that its end is not known: the machine is lost, or ctx is done.

@@ -30,6 +30,7 @@ func commands() []*command {
 		testCommand(),
 		graphCommand(),
 		pareCommand(),
+		shellCommand(),
 		listCommand(),
 		showCommand(),
 		fmtCommand(),
@@ -44,7 +45,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"runbook", "shell", "history", "pool", "drill", "lsp"}
+var later = [...]string{"runbook", "history", "pool", "drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

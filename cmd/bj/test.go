@@ -169,6 +169,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		Jobs:     f.jobs,
 		Repeat:   f.repeat,
 		Keep:     f.keepTime(),
+		Kept:     func(ctx context.Context, in *run.Inside) { serveKept(ctx, l.workspace.Root, in) },
 		Logs:     o.logs,
 	})
 	if err := o.close(); err != nil {

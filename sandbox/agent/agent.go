@@ -45,7 +45,7 @@ import "time"
 
 const (
 	// protocol changes with every incompatible change of frames or messages.
-	protocol = 2
+	protocol = 3
 
 	// window bounds the output of one command that the host has not consumed.
 	window = 256 << 10

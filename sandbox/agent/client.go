@@ -115,7 +115,7 @@ func (c *Client) Close(ctx context.Context) error {
 // command; while it does not return, the command blocks after some 256 KiB of
 // output, and no other is held up.
 func (c *Client) Start(ctx context.Context, cmd sandbox.Command, output func(sandbox.Stream, []byte)) (sandbox.Process, error) {
-	m := start{Script: []byte(cmd.Script), User: cmd.User, Unit: cmd.Unit}
+	m := start{Script: []byte(cmd.Script), User: cmd.User, Unit: cmd.Unit, Input: cmd.Input, Terminal: cmd.Terminal}
 	for _, a := range cmd.Argv {
 		m.Argv = append(m.Argv, []byte(a))
 	}

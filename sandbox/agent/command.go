@@ -22,6 +22,9 @@ type command struct {
 	group  group
 	credit *flow
 	out    *frameWriter
+
+	in       *os.File // its input, or its terminal; nil if it has none
+	terminal bool
 }
 
 // start runs a command and replies. It is called by the reading goroutine, so
@@ -47,18 +50,19 @@ func (g *guest) launch(c *command, m start) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pipes, err := newPipes(&im)
+	pipes, err := newPipes(&im, m)
 	if err != nil {
 		closeFiles()
 		return 0, err
 	}
+	c.in, c.terminal = pipes.in, m.Terminal != nil
 	oom := g.oomKills()
 	ended := make(chan unix.WaitStatus, 1)
 	pid, err := g.spawner.start(im, ended)
 	closeFiles()
-	pipes.closeWriters()
+	pipes.closeTheirs()
 	if err != nil {
-		pipes.closeReaders()
+		pipes.closeOurs()
 		g.forget(c)
 		return 0, err
 	}
@@ -67,15 +71,21 @@ func (g *guest) launch(c *command, m start) (int, error) {
 	g.groups[c.group] = false
 	g.mu.Unlock()
 
-	outs := []*pump{
-		newPump(c, kindStdout, pipes.readers[0]),
-		newPump(c, kindStderr, pipes.readers[1]),
+	outs := []*pump{newPump(c, kindStdout, pipes.readers[0])}
+	if len(pipes.readers) > 1 {
+		outs = append(outs, newPump(c, kindStderr, pipes.readers[1]))
 	}
 	for _, p := range outs {
 		g.running.Go(p.run)
 	}
 	g.running.Go(func() {
 		ws := <-ended
+		if c.terminal {
+			select {
+			case <-outs[0].closed:
+			case <-time.After(hangupDeadline):
+			}
+		}
 		for _, p := range outs {
 			p.flush()
 		}
@@ -85,6 +95,9 @@ func (g *guest) launch(c *command, m start) (int, error) {
 		g.out.send(kindExit, c.id, g.exit(ws, oom))
 		for _, p := range outs {
 			<-p.closed
+		}
+		if c.in != nil {
+			c.in.Close()
 		}
 		g.out.send(kindEnd, c.id, nil)
 		g.forget(c)
@@ -215,41 +228,71 @@ func (g *guest) oomKills() int64 {
 	return 0
 }
 
-// pipes carry a command's output.
+// pipes carry a command's output, and its input if it has one.
 type pipes struct {
-	readers [2]*os.File
-	writers [2]int
+	readers []*os.File
+	in      *os.File // of the agent; with a terminal it is the reader as well
+	theirs  []int    // the command's ends
 }
 
-// newPipes makes pipes and puts their ends into im.
-func newPipes(im *image) (*pipes, error) {
+// newPipes makes what m asks for, and puts the command's ends into im.
+func newPipes(im *image, m start) (*pipes, error) {
 	p := &pipes{}
-	for i := range p.readers {
+	if m.Terminal != nil {
+		master, slave, err := openTerminal(*m.Terminal)
+		if err != nil {
+			return nil, err
+		}
+		p.readers, p.in, p.theirs = []*os.File{master}, master, []int{slave}
+		for i := range 3 {
+			im.files[i] = uintptr(slave)
+		}
+		im.terminal = true
+		return p, nil
+	}
+	open := func(theirs int) (*os.File, error) {
 		var fds [2]int
 		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-			if i == 1 {
-				p.readers[0].Close()
-				unix.Close(p.writers[0])
-			}
+			p.closeTheirs()
+			p.closeOurs()
 			return nil, fmt.Errorf("making a pipe: %w", err)
 		}
-		unix.SetNonblock(fds[0], true)
-		p.readers[i] = os.NewFile(uintptr(fds[0]), "pipe")
-		p.writers[i] = fds[1]
+		ours := fds[1-theirs]
+		unix.SetNonblock(ours, true)
+		p.theirs = append(p.theirs, fds[theirs])
+		return os.NewFile(uintptr(ours), "pipe"), nil
 	}
-	im.files[1], im.files[2] = uintptr(p.writers[0]), uintptr(p.writers[1])
+	for i := 1; i <= 2; i++ {
+		r, err := open(1)
+		if err != nil {
+			return nil, err
+		}
+		p.readers = append(p.readers, r)
+		im.files[i] = uintptr(p.theirs[i-1])
+	}
+	if m.Input {
+		w, err := open(0)
+		if err != nil {
+			return nil, err
+		}
+		p.in = w
+		im.files[0] = uintptr(p.theirs[2])
+	}
 	return p, nil
 }
 
-func (p *pipes) closeWriters() {
-	for _, fd := range p.writers {
+func (p *pipes) closeTheirs() {
+	for _, fd := range p.theirs {
 		unix.Close(fd)
 	}
 }
 
-func (p *pipes) closeReaders() {
+func (p *pipes) closeOurs() {
 	for _, f := range p.readers {
 		f.Close()
+	}
+	if p.in != nil {
+		p.in.Close() // a second time does nothing
 	}
 }
 

@@ -68,6 +68,34 @@ func (p *process) Kill(ctx context.Context) error {
 	return nil
 }
 
+// Write implements sandbox.Process.
+func (p *process) Write(ctx context.Context, b []byte) error {
+	for len(b) > 0 {
+		n := min(len(b), chunk)
+		if err := p.input(ctx, input{Data: b[:n]}); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// CloseInput implements sandbox.Process.
+func (p *process) CloseInput(ctx context.Context) error { return p.input(ctx, input{Close: true}) }
+
+// Resize implements sandbox.Process.
+func (p *process) Resize(ctx context.Context, size sandbox.Terminal) error {
+	return p.input(ctx, input{Size: &size})
+}
+
+func (p *process) input(ctx context.Context, m input) error {
+	m.Command = p.id
+	if _, err := p.c.call(ctx, kindInput, m, nil); err != nil {
+		return fmt.Errorf("writing to a command: %w", err)
+	}
+	return nil
+}
+
 // output queues a frame of output. An error means that the guest does not keep
 // to the window.
 func (p *process) output(f frame) error {

@@ -226,6 +226,12 @@ func (g *guest) request(f frame) error {
 			return err
 		}
 		return g.out.send(kindReply, f.id, reply{Outcomes: g.probe(m)})
+	case kindInput:
+		m, err := decode[input](f)
+		if err != nil {
+			return err
+		}
+		g.input(f.id, m)
 	case kindTried:
 		return g.out.send(kindReply, f.id, reply{Attempts: g.watcher.list()})
 	case kindProbed:

@@ -66,6 +66,8 @@ type image struct {
 	files []uintptr
 	cred  *syscall.Credential
 	group group
+	// terminal makes the first file the session's terminal.
+	terminal bool
 }
 
 // start forks im. The wait status is sent to ended once, which must not block.
@@ -73,6 +75,7 @@ func (s *spawner) start(im image, ended chan<- unix.WaitStatus) (pid int, err er
 	s.do(func() {
 		attr := &syscall.ProcAttr{Dir: im.dir, Env: im.env, Files: im.files, Sys: &syscall.SysProcAttr{
 			Setsid:     true,
+			Setctty:    im.terminal, // of descriptor 0
 			Credential: im.cred,
 		}}
 		forked, perr := s.tracker.prepare(im.group, attr.Sys)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"bj/sandbox"
 )
 
 // A kind says what a frame means.
@@ -33,6 +35,7 @@ const (
 	kindData     // bytes of that file
 	kindProbe    // probes: try them
 	kindProbed   // look at the probes again, and let go of them
+	kindInput    // input: for a command's input or terminal
 	kindTried    // what have commands tried to reach?
 	kindQuit     // kill everything, say bye, and end
 
@@ -174,6 +177,9 @@ type start struct {
 	Env    [][]byte `json:",omitempty"` // NAME=value
 	User   string   `json:",omitempty"`
 	Unit   string   `json:",omitempty"`
+	Input  bool     `json:",omitempty"`
+	// Terminal is a sandbox.Command's.
+	Terminal *sandbox.Terminal `json:",omitempty"`
 }
 
 // credit says how many bytes of a command's output the host has consumed.
