@@ -23,6 +23,7 @@ import (
 	"bj/run/event"
 	"bj/run/pare"
 	terminalview "bj/run/term"
+	"bj/sandbox/gate"
 )
 
 // pareFlags are the flags of bj pare.
@@ -265,7 +266,7 @@ func (p *parer) try(ctx context.Context, set []int) (pare.Outcome, []event.Block
 		r.Conditions = append(r.Conditions, p.conditions[i])
 	}
 	p.say(len(set))
-	out := run.Run(ctx, p.plans(&r), run.Options{Provider: p.provider, Stager: p.stager, Version: version, Jobs: 1})
+	out := run.Run(ctx, p.plans(&r), run.Options{Provider: p.provider, Stager: p.stager, Version: version, Jobs: 1, Lookup: gate.Lookup})
 	if err := context.Cause(ctx); err != nil {
 		return pare.Outcome{}, nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	"bj/run/event"
 	terminalview "bj/run/term"
 	"bj/sandbox"
+	"bj/sandbox/gate"
 )
 
 // shellFlags are the flags of bj shell.
@@ -80,7 +81,7 @@ func (f *shellFlags) run(ctx context.Context, e *env, args []string) error {
 		}
 	}
 	said := &shellVoice{w: e.stderr}
-	o := run.Options{Provider: w.provider, Stager: w.stager, Version: version, Sink: said.event}
+	o := run.Options{Provider: w.provider, Stager: w.stager, Version: version, Sink: said.event, Lookup: gate.Lookup}
 	err = run.Shell(ctx, w.plans(w.recipe)[0], n, o, func(ctx context.Context, in *run.Inside) error {
 		said.quiet(true)
 		defer said.quiet(false)

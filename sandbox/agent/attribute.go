@@ -43,6 +43,13 @@ func Attribute(machine string, flows []sandbox.Flow, tried []Attempt) []sandbox.
 				by = append(by, a)
 			}
 		}
+		if f.Protocol == "dns" {
+			// All ask the same server: who asked for this name is known by the port.
+			mine := slices.DeleteFunc(slices.Clone(by), func(a Attempt) bool { return !slices.Contains(a.Ports, f.Source.Port()) })
+			if len(mine) > 0 {
+				by = mine
+			}
+		}
 		out = append(out, split(f, by)...)
 	}
 	for _, a := range tried {

@@ -42,11 +42,23 @@ type Attempt struct {
 	To       netip.AddrPort // port 0 where there is none
 	// Path is that of a Unix socket which was not there; those that are there
 	// are not noted. Abstract names begin with "@".
-	Path        string
+	Path string
+	// Ports are the last ones that questions for names came from, by which those
+	// of several programs are told apart; empty for all else.
+	Ports       []uint16
 	Origin      sandbox.Origin
 	Count       int64
 	First, Last time.Time
+
+	socket int // a copy of the socket, whose port is not known yet; 0 if there is none
 }
+
+// portNames is where names are asked for, and maxPorts how many ports are kept of
+// those who ask.
+const (
+	portNames = 53
+	maxPorts  = 64
+)
 
 // maxAttempts bounds what is remembered; what was seen last stays.
 const maxAttempts = 4096
@@ -216,6 +228,9 @@ func (w *watcher) run() {
 			found := w.look(&n)
 			r := response{id: n.id, flags: continueFlag}
 			unix.Syscall(unix.SYS_IOCTL, uintptr(w.notify), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
+			for i := range found {
+				found[i].bound()
+			}
 			w.add(found)
 		})
 	}
@@ -253,6 +268,8 @@ func (w *watcher) look(n *notification) []Attempt {
 		a, ok := w.destination(pid, int(int32(n.args[0])), name)
 		if ok && !slices.ContainsFunc(found, func(b Attempt) bool { return a.Protocol == b.Protocol && a.To == b.To && a.Path == b.Path }) {
 			found = append(found, a)
+		} else if a.socket != 0 {
+			unix.Close(a.socket)
 		}
 	}
 	if len(found) > 0 {
@@ -331,25 +348,60 @@ func (w *watcher) destination(pid, fd int, name []byte) (Attempt, bool) {
 		}
 		to = netip.AddrPortFrom(loopback, to.Port())
 	}
-	protocol := protocolOf(pid, fd, to.Addr())
+	own, err := socketOf(pid, fd)
+	if err != nil {
+		return Attempt{}, false
+	}
+	protocol := protocolOf(own, to.Addr())
 	if protocol != "tcp" && protocol != "udp" {
 		to = netip.AddrPortFrom(to.Addr(), 0)
 	}
-	return Attempt{Protocol: protocol, To: to}, protocol != ""
+	a := Attempt{Protocol: protocol, To: to}
+	if protocol == "udp" && to.Port() == portNames {
+		a.socket = own
+	} else {
+		unix.Close(own)
+	}
+	return a, protocol != ""
 }
 
-// protocolOf returns the protocol of a process's socket, as a Flow names it.
-func protocolOf(pid, fd int, to netip.Addr) string {
+// bound notes which port the kernel has given to the socket, now that the call
+// goes on.
+func (a *Attempt) bound() {
+	if a.socket == 0 {
+		return
+	}
+	defer unix.Close(a.socket)
+	for range 50 {
+		if sa, err := unix.Getsockname(a.socket); err == nil {
+			port := 0
+			switch sa := sa.(type) {
+			case *unix.SockaddrInet4:
+				port = sa.Port
+			case *unix.SockaddrInet6:
+				port = sa.Port
+			}
+			if port != 0 {
+				a.Ports = []uint16{uint16(port)}
+				return
+			}
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// socketOf returns a copy of a process's descriptor.
+func socketOf(pid, fd int) (int, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return ""
+		return -1, err
 	}
 	defer unix.Close(pidfd)
-	own, err := unix.PidfdGetfd(pidfd, fd, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(own)
+	return unix.PidfdGetfd(pidfd, fd, 0)
+}
+
+// protocolOf returns the protocol of a socket, as a Flow names it.
+func protocolOf(own int, to netip.Addr) string {
 	number, err := unix.GetsockoptInt(own, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil {
 		return ""
@@ -507,6 +559,8 @@ func (w *watcher) add(found []Attempt) {
 			old.Count++
 			old.Last = now
 			old.Origin = a.Origin // the last one is most likely to live still
+			old.Ports = append(old.Ports, a.Ports...)
+			old.Ports = old.Ports[max(0, len(old.Ports)-maxPorts):]
 			continue
 		}
 		if len(w.seen) >= maxAttempts {
@@ -538,7 +592,9 @@ func (w *watcher) list() []Attempt {
 	defer w.mu.Unlock()
 	out := make([]Attempt, 0, len(w.seen))
 	for _, a := range w.seen {
-		out = append(out, *a)
+		b := *a
+		b.Ports = slices.Clone(a.Ports)
+		out = append(out, b)
 	}
 	slices.SortFunc(out, func(a, b Attempt) int { return a.First.Compare(b.First) })
 	return out
