@@ -270,9 +270,6 @@ func (p *Plan) planMachines(o PlanOptions) *Refusal {
 		if image == nil {
 			image = p.fleet.Workspace.Image
 		}
-		if refusal := checkImage(image); refusal != nil {
-			return refusal
-		}
 		for _, m := range h.Machines {
 			p.Machines = append(p.Machines, sandbox.MachineSpec{
 				Name: m.Name, CPUs: h.CPUs, Memory: h.Memory, Disk: h.Disk, Image: image, V4: m.V4, V6: m.V6,
@@ -303,28 +300,6 @@ func (p *Plan) planMachines(o PlanOptions) *Refusal {
 			t = fleet.Tool{Name: t.Name, Path: path, Kept: t.Kept, Doc: t.Doc, Pos: t.Pos}
 		}
 		p.Tools = append(p.Tools, t)
-	}
-	return nil
-}
-
-// checkImage refuses the images that this version cannot boot.
-func checkImage(i *fleet.Image) *Refusal {
-	if i == nil {
-		return nil
-	}
-	for _, c := range []struct {
-		asked bool
-		what  string
-	}{
-		{len(i.Debian) > 0, "build Debian images"},
-		{i.OCI != "", "boot OCI images"},
-		{i.Disk != "", "boot disk images"},
-		{i.Kernel != "", "boot a kernel of the recipe's own"},
-		{i.Systemd, "boot systemd"},
-	} {
-		if c.asked {
-			return notYet(i.Pos, c.what, fmt.Sprintf("image(%q)", i.Name))
-		}
 	}
 	return nil
 }

@@ -288,7 +288,7 @@ func TestConditionNotMet(t *testing.T) {
 // fakeStager makes a file for each tool, and fails for the tool "bad".
 type fakeStager struct{ calls atomic.Int64 }
 
-func (s *fakeStager) Stage(_ context.Context, tools []sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *fakeStager) Stage(_ context.Context, tools []sandbox.Tool, _ *sandbox.Image, progress func(string)) ([]sandbox.File, error) {
 	s.calls.Add(1)
 	var fs []sandbox.File
 	for _, t := range tools {

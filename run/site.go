@@ -46,7 +46,7 @@ type site struct {
 	voice    *voice
 	provider sandbox.Provider
 	dial     dialer
-	tools    []sandbox.File // staged
+	tools    toolFiles // staged
 	deadline time.Time
 
 	env      sandbox.Environment
@@ -90,7 +90,7 @@ func (m *machine) lost() bool {
 }
 
 // newSite prepares a site whose life ends with parent. Nothing is leased yet.
-func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provider, tools []sandbox.File, dial dialer) *site {
+func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provider, tools toolFiles, dial dialer) *site {
 	s := &site{
 		parent: parent, plan: p, policy: p.Policy, voice: v, provider: provider, tools: tools, dial: dial, mask: v.mask,
 		machines: map[string]*machine{}, captures: map[string]string{}, looks: map[*fleet.Validation]int{},
@@ -141,7 +141,7 @@ func (s *site) open() *failure {
 	start := time.Now()
 	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.policy, Users: s.plan.Users, Dial: s.dial}
 	for _, m := range s.plan.Machines {
-		m.Files = slices.Concat(s.tools, m.Files)
+		m.Files = slices.Concat(s.tools.of(m.Image), m.Files)
 		spec.Machines = append(spec.Machines, m)
 	}
 	ctx, cancel := within(s.life, leaseLimit)
@@ -150,7 +150,7 @@ func (s *site) open() *failure {
 	if err != nil {
 		return during(s.life, err, sandbox.CodeLease, "leasing machines")
 	}
-	s.env, s.root, s.free = env, env.Root(), slices.Concat(toolsFree(s.plan, s.tools), s.plan.Free, env.Free())
+	s.env, s.root, s.free = env, env.Root(), slices.Concat(toolsFree(s.plan, s.tools.all()), s.plan.Free, env.Free())
 	for _, m := range env.Machines() {
 		s.machines[m.Name()] = &machine{Machine: m}
 	}

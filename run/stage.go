@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -11,29 +12,72 @@ import (
 	"strings"
 	"sync"
 
+	"bj/lang/diag"
 	"bj/run/event"
 	"bj/sandbox"
 )
 
 // staged is what became of a plan's tools.
 type staged struct {
-	files   []sandbox.File
+	files   toolFiles
 	failure *failure
 }
 
-// stage makes the tools of all plans and their suppliers into files, before
-// any machine is leased. Equal lists of tools are made once.
+// toolFiles are the files of a plan's tools, by what the machines boot that they
+// are for: what a package lacks there, for one, differs.
+type toolFiles map[string][]sandbox.File
+
+// of returns the files for a machine of that image.
+func (t toolFiles) of(image *sandbox.Image) []sandbox.File { return t[imageKey(image)] }
+
+// all returns every file once for each image.
+func (t toolFiles) all() []sandbox.File {
+	var all []sandbox.File
+	for _, key := range slices.Sorted(maps.Keys(t)) {
+		all = append(all, t[key]...)
+	}
+	return all
+}
+
+// imageKey tells images apart, wherever they are written down.
+func imageKey(i *sandbox.Image) string {
+	if i == nil {
+		return ""
+	}
+	image := *i
+	image.Pos = diag.Pos{}
+	data, _ := json.Marshal(image)
+	return string(data)
+}
+
+// images are those that a plan's machines boot, each once.
+func (p *Plan) images() []*sandbox.Image {
+	var images []*sandbox.Image
+	for _, m := range p.Machines {
+		if !slices.ContainsFunc(images, func(i *sandbox.Image) bool { return imageKey(i) == imageKey(m.Image) }) {
+			images = append(images, m.Image)
+		}
+	}
+	return images
+}
+
+// stage makes the tools of all plans and their suppliers into files, and the
+// images of their machines, before any machine is leased. Equal lists of tools
+// are made once for each image.
 func (r *runner) stage(ctx context.Context, plans []*Plan) map[*Plan]staged {
 	groups := map[string][]*Plan{} // by their tools
 	owner := map[*Plan]string{}    // label of the recipe whose run asks first
 	var order []string
 	add := func(p *Plan, label string) {
-		if len(p.Tools) == 0 || p.Refusal != nil || owner[p] != "" {
+		if p.Refusal != nil || owner[p] != "" {
 			return
 		}
 		owner[p] = label
 		data, _ := json.Marshal(p.Tools)
 		key := string(data)
+		for _, i := range p.images() {
+			key += "\n" + imageKey(i)
+		}
 		if groups[key] == nil {
 			order = append(order, key)
 		}
@@ -77,24 +121,33 @@ func (r *runner) stageOne(ctx context.Context, p *Plan, label string) (out stage
 		}
 	}()
 	if r.Stager == nil {
-		return staged{failure: &failure{message: "the recipe brings tools, and nothing here can make them"}}
+		if len(p.Tools) > 0 {
+			out.failure = &failure{message: "the recipe brings tools, and nothing here can make them"}
+		}
+		return out
 	}
 	v := &voice{stream: r.stream, recipe: label, mask: newMask(p)}
 	if label != p.Label() {
 		v.supplier = p.Label()
 	}
-	files, err := r.Stager.Stage(ctx, slices.Clone(p.Tools), func(text string) {
-		v.emit(event.Event{Event: event.Build, Text: text})
-	})
-	if err != nil {
-		if f := stopped(ctx); f != nil {
+	out.files = toolFiles{}
+	for _, i := range p.images() {
+		files, err := r.Stager.Stage(ctx, slices.Clone(p.Tools), i, func(text string) {
+			v.emit(event.Event{Event: event.Build, Text: text})
+		})
+		if err != nil {
+			if f := stopped(ctx); f != nil {
+				return staged{failure: f}
+			}
+			f := asFailure(err, "")
+			if !strings.HasPrefix(f.message, "making ") {
+				f.message = "making tools: " + f.message
+			}
 			return staged{failure: f}
 		}
-		f := asFailure(err, "")
-		f.message = "making tools: " + f.message
-		return staged{failure: f}
+		out.files[imageKey(i)] = files
 	}
-	return staged{files: files}
+	return out
 }
 
 // toolsFree says what came for free with the tools: in the stager's words,

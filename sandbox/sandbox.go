@@ -318,11 +318,13 @@ type Image = fleet.Image
 // Ports are ports of one protocol.
 type Ports = fleet.Ports
 
-// Stager makes a recipe's tools into files, building and fetching what is not
-// in its cache. Tools are independent, and may be made in parallel.
+// Stager makes a recipe's tools into files, and the image that they are for,
+// building and fetching what is not in its cache. Tools are independent, and may
+// be made in parallel.
 type Stager interface {
-	// Stage returns the files that put the tools on PATH of a machine. Progress
-	// takes words for people; it may be called from several goroutines. An error
-	// names the tool.
-	Stage(ctx context.Context, tools []Tool, progress func(string)) ([]File, error)
+	// Stage returns the files that put the tools on PATH of a machine that boots
+	// image, nil being the provider's own choice, and has the image made, too: a
+	// lease finds it in the cache. Progress takes words for people; it may be
+	// called from several goroutines. An error names the tool or image.
+	Stage(ctx context.Context, tools []Tool, image *Image, progress func(string)) ([]File, error)
 }

@@ -106,7 +106,7 @@ type targetStager struct {
 }
 
 // Stage implements sandbox.Stager.
-func (s targetStager) Stage(ctx context.Context, tools []sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s targetStager) Stage(ctx context.Context, tools []sandbox.Tool, image *sandbox.Image, progress func(string)) ([]sandbox.File, error) {
 	for i, t := range tools { // a slice of our own: see run.Options
 		if t.Target == "" {
 			continue
@@ -120,7 +120,7 @@ func (s targetStager) Stage(ctx context.Context, tools []sandbox.Tool, progress 
 			tools[i].Target, tools[i].Path = "", path
 		}
 	}
-	return s.Stager.Stage(ctx, tools, progress)
+	return s.Stager.Stage(ctx, tools, image, progress)
 }
 
 // programs parses --target.

@@ -254,7 +254,7 @@ func TestBazelFiles(t *testing.T) {
 
 type stagerFunc func([]sandbox.Tool) error
 
-func (f stagerFunc) Stage(_ context.Context, tools []sandbox.Tool, _ func(string)) ([]sandbox.File, error) {
+func (f stagerFunc) Stage(_ context.Context, tools []sandbox.Tool, _ *sandbox.Image, _ func(string)) ([]sandbox.File, error) {
 	return nil, f(tools)
 }
 
@@ -265,16 +265,16 @@ func TestTargets(t *testing.T) {
 	inner := stagerFunc(func(tools []sandbox.Tool) error { got = tools; return nil })
 	tools := []sandbox.Tool{{Name: "a", Target: "//zk:server"}, {Name: "b", Path: "/bin/b"}}
 	s := targetStager{inner, map[string]string{"//zk:server": "/out/server"}, true}
-	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil); err != nil || got[0].Path != "/out/server" || got[0].Target != "" || got[1].Path != "/bin/b" {
+	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil, nil); err != nil || got[0].Path != "/out/server" || got[0].Target != "" || got[1].Path != "/bin/b" {
 		t.Errorf("staged %+v, %v", got, err)
 	}
 	s.programs = nil
 	got = nil
-	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil); err == nil || got != nil || !strings.Contains(sandbox.AsError(err, sandbox.CodeLease).Hint, `tools = ["//zk:server"]`) {
+	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil, nil); err == nil || got != nil || !strings.Contains(sandbox.AsError(err, sandbox.CodeLease).Hint, `tools = ["//zk:server"]`) {
 		t.Errorf("a target that Bazel does not give: %+v, %v", got, err)
 	}
 	s.only = false
-	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil); err != nil || got[0].Target != "//zk:server" {
+	if _, err := s.Stage(t.Context(), slices.Clone(tools), nil, nil); err != nil || got[0].Target != "//zk:server" {
 		t.Errorf("outside of Bazel: %+v, %v", got, err)
 	}
 }

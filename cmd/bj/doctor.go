@@ -121,7 +121,7 @@ func lookAtNamespace(ctx context.Context, e *env) finding {
 	if err != nil {
 		cache = filepath.Join(os.TempDir(), "bj-cache")
 	}
-	p, err := newProvider(ctx, defaultSandbox, "bj doctor", cache, func(s string) { f.text += "\n" + s })
+	p, err := newProvider(ctx, defaultSandbox, "bj doctor", cache, newStore(cache, "", defaultSandbox), func(s string) { f.text += "\n" + s })
 	if err == nil {
 		var removed []string
 		if removed, err = p.Reap(ctx); len(removed) > 0 {

@@ -18,7 +18,6 @@ import (
 	"bj/lang"
 	"bj/run"
 	"bj/sandbox/gate"
-	"bj/sandbox/image"
 )
 
 // testFlags are the flags of bj test.
@@ -142,7 +141,8 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	defer done()
 	say := func(s string) { fmt.Fprintln(e.stderr, "bj: "+s) }
 	name, source := setting("--sandbox", f.sandbox, "BJ_SANDBOX", e.getenv("BJ_SANDBOX"), l.fleet.Workspace.Sandbox, defaultSandbox)
-	provider, err := newProvider(ctx, name, source, cache, say)
+	images := newStore(cache, l.workspace.Root, name)
+	provider, err := newProvider(ctx, name, source, cache, images, say)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	out := run.Run(ctx, run.NewPlans(l.fleet, recipes, run.PlanOptions{Root: l.workspace.Root, Supply: supply, Tools: tools}), run.Options{
 		Lookup:   gate.Lookup,
 		Provider: provider,
-		Stager:   targetStager{&image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root}, programs, f.bazel},
+		Stager:   targetStager{images, programs, f.bazel},
 		Sink:     o.sink,
 		Version:  version,
 		Shard:    part.text(),

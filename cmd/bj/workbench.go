@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"bj/fleet"
 	"bj/run"
 	"bj/sandbox"
-	"bj/sandbox/image"
 )
 
 // workbench is what a command needs to run one recipe.
@@ -56,12 +54,13 @@ func (e *env) workbench(ctx context.Context, command string, args []string, sand
 	w.done = done
 	say := func(s string) { fmt.Fprintln(e.stderr, "bj: "+s) }
 	name, source := setting("--sandbox", sandboxFlag, "BJ_SANDBOX", e.getenv("BJ_SANDBOX"), l.fleet.Workspace.Sandbox, defaultSandbox)
-	if w.provider, err = newProvider(ctx, name, source, cache, say); err != nil {
+	images := newStore(cache, l.workspace.Root, name)
+	if w.provider, err = newProvider(ctx, name, source, cache, images, say); err != nil {
 		done()
 		return nil, err
 	}
 	w.sandbox = name
-	w.stager = &image.Store{Dir: filepath.Join(cache, "tools"), Workspace: l.workspace.Root}
+	w.stager = images
 	if removed, err := w.provider.Reap(ctx); err != nil {
 		done()
 		return nil, fmt.Errorf("removing what an earlier bj left: %w", err)

@@ -49,7 +49,7 @@ type Disk struct {
 	Format string // "raw" or "qcow2"
 	// Whole is a disk with its own partitions, boot loader and system, which
 	// starts by itself: then there is no Kernel and no Initramfs. Otherwise it
-	// holds one ext4 file system.
+	// holds one squashfs.
 	Whole bool
 }
 
@@ -67,7 +67,7 @@ var cmdline = []string{
 var (
 	earlyModules = []string{"virtio_pci", "virtio_console"}
 	lateModules  = []string{
-		"virtio_blk", "virtio_net", "virtio_rng", "ext4", "overlay", "af_packet",
+		"virtio_blk", "virtio_net", "virtio_rng", "squashfs", "overlay", "af_packet",
 		"nf_tables", "nfnetlink_log", "nfnetlink_queue", "nft_ct", "nft_log", "nft_socket", "nft_limit", "nft_counter", "nft_reject_inet", "nft_queue",
 	}
 )
@@ -101,7 +101,7 @@ func (s *Store) Boot(ctx context.Context, i *sandbox.Image, agent string, progre
 	if err != nil {
 		return Boot{}, err
 	}
-	if b.Disk.Path, err = s.Ext4(ctx, r, progress); err != nil {
+	if b.Disk.Path, err = s.Squashfs(ctx, r, progress); err != nil {
 		return Boot{}, err
 	}
 	b.Disk.Format = "raw"

@@ -17,29 +17,37 @@ import (
 	"bj/sandbox"
 )
 
-// deb unpacks a Debian package, with what it depends on and the host's root
+// deb unpacks a Debian package, with what it depends on and the machine's root
 // lacks, into a tree. It does so as any user and changes nothing of the host:
 // apt-get works in state folders of the store's own and only reads what is
 // installed, and dpkg-deb unpacks. Nothing is configured: maintainer scripts do
 // not run, so alternatives, users and generated files are missing.
 //
 // Without a version, whichever was first unpacked stays (Fresh asks again).
-func (s *Store) deb(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) deb(ctx context.Context, t sandbox.Tool, b base, progress func(string)) ([]sandbox.File, error) {
 	a, err := s.apt(t.Deb, progress)
 	if err != nil {
 		return nil, hint(fmt.Errorf("deb = %q needs apt: %w", t.Deb, err), fmt.Sprintf("run bj on Debian, or give the program with --tool %s=PATH", t.Name))
 	}
 	key := fmt.Sprintf("deb %s of %s for %s", t.Deb, suite(), runtime.GOARCH)
+	if b.root != nil || b.none != nil {
+		if a.release, err = b.release(); err != nil {
+			return nil, hint(fmt.Errorf("deb = %q: %w", t.Deb, err), "take an image of Debian, or a tool with go, url or path")
+		}
+		a.root = b.root
+		a.dir += "-" + a.release
+		key = fmt.Sprintf("deb %s of %s for %s on root %s", t.Deb, a.release, runtime.GOARCH, b.root.Digest)
+	}
 	m, err := s.cached(ctx, key, progress, func(work string) (made, error) { return a.make(ctx, work) })
 	if err != nil {
 		return nil, err
 	}
-	return debFiles(t, m, s.source(m))
+	return debFiles(t, m, s.source(m), b.isProgram)
 }
 
 // debFiles lays the tree over the root. A program that its package keeps off
 // PATH is put there by a script.
-func debFiles(t sandbox.Tool, m made, tree string) ([]sandbox.File, error) {
+func debFiles(t sandbox.Tool, m made, tree string, inRoot func(name string) bool) ([]sandbox.File, error) {
 	files := []sandbox.File{{
 		Path: "/", Mode: 0o755, Source: tree, Tree: true, ReadOnly: true,
 		About: t.Name + ": " + m.About, Digest: m.Digest,
@@ -48,7 +56,7 @@ func debFiles(t sandbox.Tool, m made, tree string) ([]sandbox.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if slices.Contains(onPath, t.Name) || isProgram("/", t.Name) {
+	if slices.Contains(onPath, t.Name) || inRoot(t.Name) {
 		return files, nil
 	}
 	var hits []string
@@ -117,6 +125,8 @@ type apt struct {
 	get, unpack string // apt-get, dpkg-deb
 	pkg         string // name or name=version
 	progress    func(string)
+	root        *Root  // the machine's, if that is not the host's
+	release     string // of that root
 }
 
 // apt returns what fetches a package, if the host has apt.
@@ -303,14 +313,35 @@ func (a *apt) configure(ctx context.Context, work, archives string) error {
 			b.WriteString(line)
 		}
 	}
+	status := "/var/lib/dpkg/status"
+	var own [][2]string
+	if a.root != nil {
+		b, err := readFromTar(a.root.tar, "var/lib/dpkg/status")
+		if err != nil {
+			return fmt.Errorf("reading what is installed in %s: %w", a.root.About, err)
+		}
+		status = filepath.Join(work, "status")
+		if err := os.WriteFile(status, b, 0o644); err != nil {
+			return err
+		}
+		sources, err := a.sources(ctx, work)
+		if err != nil {
+			return err
+		}
+		list := filepath.Join(work, "sources.list")
+		if err := os.WriteFile(list, []byte(strings.Join(sources, "\n")+"\n"), 0o644); err != nil {
+			return err
+		}
+		own = [][2]string{{"Dir::Etc::sourcelist", list}, {"Dir::Etc::sourceparts", "/dev/null"}, {"Dir::Etc::preferencesparts", "/dev/null"}, {"APT::Default-Release", ""}}
+	}
 	state := func(name string) string { return filepath.Join(a.dir, name) }
-	for _, kv := range [][2]string{
+	for _, kv := range slices.Concat(own, [][2]string{
 		{"Dir::Etc::main", "/dev/null"},
 		{"Dir::Etc::parts", "/dev/null"},
 		{"Dir::State", a.dir},
 		{"Dir::State::lists", state("lists") + "/"},
 		{"Dir::State::extended_states", state("extended_states")},
-		{"Dir::State::status", "/var/lib/dpkg/status"},
+		{"Dir::State::status", status},
 		{"Dir::Cache", a.dir},
 		{"Dir::Cache::archives", archives + "/"},
 		{"Dir::Cache::pkgcache", ""},
@@ -322,7 +353,7 @@ func (a *apt) configure(ctx context.Context, work, archives string) error {
 		{"Acquire::Retries", "2"},
 		{"Acquire::http::Timeout", "30"},
 		{"Acquire::https::Timeout", "30"},
-	} {
+	}) {
 		fmt.Fprintf(&b, "%s %q;\n", kv[0], kv[1])
 	}
 	for _, line := range a.store.AptOptions {
@@ -331,6 +362,24 @@ func (a *apt) configure(ctx context.Context, work, archives string) error {
 	conf := filepath.Join(work, "apt.conf")
 	a.env = append(a.env, "APT_CONFIG="+conf)
 	return os.WriteFile(conf, []byte(b.String()), 0o644)
+}
+
+// sources are those of the root's release: the host's, if it has them, or else
+// Debian's own.
+func (a *apt) sources(ctx context.Context, work string) ([]string, error) {
+	sources, _, err := aptSources(ctx, work, a.env, a.release)
+	if err != nil || len(sources) > 0 {
+		return sources, err
+	}
+	signed := ""
+	if readable(debianKeys) {
+		signed = "[signed-by=" + debianKeys + "] "
+	}
+	return []string{
+		"deb " + signed + "http://deb.debian.org/debian " + a.release + " main",
+		"deb " + signed + "http://deb.debian.org/debian " + a.release + "-updates main",
+		"deb " + signed + "http://deb.debian.org/debian-security " + a.release + "-security main",
+	}, nil
 }
 
 // overlay moves everything in from to the tree to, where files that are there

@@ -74,6 +74,15 @@ type lock struct{ f *os.File }
 // lock takes the lock of that name, for this process alone, and calls busy once
 // if somebody else has it.
 func (s *Store) lock(ctx context.Context, name string, busy func()) (*lock, error) {
+	return s.flock(ctx, name, syscall.LOCK_EX, busy)
+}
+
+// share takes the lock of that name beside others who share it.
+func (s *Store) share(ctx context.Context, name string) (*lock, error) {
+	return s.flock(ctx, name, syscall.LOCK_SH, nil)
+}
+
+func (s *Store) flock(ctx context.Context, name string, how int, busy func()) (*lock, error) {
 	dir := filepath.Join(s.Dir, "locks")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the cache: %w", err)
@@ -85,7 +94,7 @@ func (s *Store) lock(ctx context.Context, name string, busy func()) (*lock, erro
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
 		if err == nil {
 			return &lock{f}, nil
 		}

@@ -182,7 +182,7 @@ func TestSeveralBuildOnce(t *testing.T) {
 	sources := make([]string, 4)
 	for i := range sources {
 		wg.Go(func() { // stores of their own, as two processes have
-			files, err := (&Store{Dir: dir, Env: h.env}).Stage(t.Context(), []sandbox.Tool{hello, {Name: "b", Go: "example.test/hello/cmd/b@v1.0.0"}}, nil)
+			files, err := (&Store{Dir: dir, Env: h.env}).Stage(t.Context(), []sandbox.Tool{hello, {Name: "b", Go: "example.test/hello/cmd/b@v1.0.0"}}, nil, nil)
 			if err != nil {
 				t.Error(err)
 				return
@@ -232,7 +232,7 @@ esac
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	var w words
-	_, err := (&Store{Dir: dir, Env: h.env}).Stage(ctx, []sandbox.Tool{hello}, w.say)
+	_, err := (&Store{Dir: dir, Env: h.env}).Stage(ctx, []sandbox.Tool{hello}, nil, w.say)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(w.String(), "waiting for another bj") {
 		t.Errorf("beside a bj that builds: error %v, saying %q", err, w.String())
 	}
@@ -261,7 +261,7 @@ func TestInterrupted(t *testing.T) {
 	defer cancel()
 	done := make(chan error)
 	go func() {
-		_, err := (&Store{Dir: t.TempDir(), Env: []string{"PATH=" + fake + ":/usr/bin:/bin"}}).Stage(ctx, []sandbox.Tool{hello}, nil)
+		_, err := (&Store{Dir: t.TempDir(), Env: []string{"PATH=" + fake + ":/usr/bin:/bin"}}).Stage(ctx, []sandbox.Tool{hello}, nil, nil)
 		done <- err
 	}()
 	var pid int

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
@@ -105,26 +104,13 @@ func (s *Store) Tree(ctx context.Context, r Root, progress func(string)) (string
 	return filepath.Join(s.source(m), "root"), s.touch(m.Digest)
 }
 
-// Ext4 returns a file that holds a root as an ext4 file system, to be used
-// read-only: it has no room.
-func (s *Store) Ext4(ctx context.Context, r Root, progress func(string)) (string, error) {
-	m, err := s.cached(ctx, "ext4 of "+r.Digest, progress, func(work string) (made, error) {
-		in, err := os.Open(r.tar)
-		if err != nil {
-			return made{}, err
-		}
-		defer in.Close()
-		tmp := filepath.Join(work, "ext4")
-		out, err := os.Create(tmp)
-		if err != nil {
-			return made{}, err
-		}
-		defer out.Close()
-		if err := tar2ext4.ConvertTarToExt4(stopReader{ctx, in}, out, tar2ext4.MaximumDiskSize(1<<40)); err != nil {
+// Squashfs returns a file that holds a root as a squashfs, not compressed: what
+// is read from it under emulation costs no more than a copy.
+func (s *Store) Squashfs(ctx context.Context, r Root, progress func(string)) (string, error) {
+	m, err := s.cached(ctx, "squashfs 1 of "+r.Digest, progress, func(work string) (made, error) {
+		tmp := filepath.Join(work, "squashfs")
+		if err := writeSquashfs(ctx, r.tar, tmp); err != nil {
 			return made{}, fmt.Errorf("making a disk of %s: %w", r.About, err)
-		}
-		if err := out.Close(); err != nil {
-			return made{}, err
 		}
 		return s.keepData(tmp, r.About)
 	})
@@ -200,12 +186,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 			}
 		}
 	}
-	mode := fs.FileMode(h.Mode).Perm()
-	for bit, m := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if h.Mode&bit != 0 {
-			mode |= m
-		}
-	}
+	mode := fileMode(h.Mode)
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if name != "." {

@@ -1,14 +1,20 @@
 // Package image makes what machines are given before the seal closes, and
-// keeps it in a content-addressed cache: here, the programs of recipes.
+// keeps it in a content-addressed cache: the programs of recipes, and what
+// machines boot.
 //
-//	Store   the cache; makes each tool once, whoever asks, and however often
+//	Store   the cache; makes each thing once, whoever asks, and however often
+//	Root    a root file system (root.go), of Debian's packages (debian.go) or of
+//	        an OCI image (oci.go), as a folder or as a disk
+//	Kernel  a kernel and its modules (kernel.go)
+//	Boot    all that a virtual machine boots (boot.go)
 //
 // A tool is built (go.go), fetched (fetch.go), unpacked from a Debian package
 // and what it depends on (deb.go), made by Bazel (bazel.go), or used where it
 // lies. The cache folder holds
 //
 //	blobs/HEX    a file, named by the SHA-256 of what it holds
-//	trees/HEX    a folder of unpacked packages, named by those of the packages
+//	trees/HEX    a folder of unpacked packages, or of a root, named by what it
+//	             was made of
 //	keys/HEX     what was asked for (a module and version, and how it is built)
 //	             and which blob or tree that gave
 //	locks/HEX    held while a key is being made; the kernel drops a dead owner's
@@ -40,12 +46,15 @@ import (
 // bin is where tools lie on a machine.
 const bin = "/usr/local/bin/"
 
-// Store makes tools and keeps them. It implements sandbox.Stager, and may be
+// Store makes tools and images, and keeps them. It implements sandbox.Stager, and may be
 // used by several goroutines and processes at once. Dir must be set; all other
 // fields are optional.
 type Store struct {
 	Dir       string // the cache; made when needed
 	Workspace string // folder that relative paths and ./cmd/x are relative to
+	// Virtual is set where machines are virtual: those that name no image run on
+	// Standard, and not on the host's root.
+	Virtual bool
 	// Override puts a program of the host in the place of the tool of that name.
 	Override map[string]string
 	// Fresh makes everything again, whatever the cache holds.
@@ -70,19 +79,24 @@ type Store struct {
 
 var _ sandbox.Stager = (*Store)(nil)
 
-// Stage returns the files that put tools on PATH of a machine: programs at
-// /usr/local/bin, and for Debian packages a tree over the root, in the order of
-// tools. What is not in the cache is made, several at once. All failures are
-// reported together, as one *sandbox.Error that names the tools.
-func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+// Stage returns the files that put tools on PATH of a machine that boots an
+// image: programs at /usr/local/bin, and for Debian packages a tree over the
+// root, in the order of tools. The image and what is not in the cache are made,
+// several tools at once. All failures are reported together, as one
+// *sandbox.Error that names image or tools.
+func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, i *sandbox.Image, progress func(string)) ([]sandbox.File, error) {
 	if progress == nil {
 		progress = func(string) {}
+	}
+	b, err := s.base(ctx, i, progress)
+	if err != nil {
+		return nil, err
 	}
 	files := make([][]sandbox.File, len(tools))
 	errs := make([]error, len(tools))
 	var wg sync.WaitGroup
 	for i := range tools {
-		wg.Go(func() { files[i], errs[i] = s.stage(ctx, tools[i], progress) })
+		wg.Go(func() { files[i], errs[i] = s.stage(ctx, tools[i], b, progress) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -96,10 +110,10 @@ func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, progress func(s
 	return all, nil
 }
 
-func (s *Store) stage(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) stage(ctx context.Context, t sandbox.Tool, b base, progress func(string)) ([]sandbox.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, orDefault(s.Timeout, 20*time.Minute))
 	defer cancel()
-	files, err := s.make(ctx, t, progress)
+	files, err := s.make(ctx, t, b, progress)
 	if err == nil {
 		return files, nil
 	}
@@ -107,7 +121,7 @@ func (s *Store) stage(ctx context.Context, t sandbox.Tool, progress func(string)
 	return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("making tool %s: %w", t.Name, err), Hint: e.Hint}
 }
 
-func (s *Store) make(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
+func (s *Store) make(ctx context.Context, t sandbox.Tool, b base, progress func(string)) ([]sandbox.File, error) {
 	if p, ok := s.Override[t.Name]; ok {
 		return s.inPlace(t.Name, p, " (--tool)")
 	}
@@ -119,7 +133,7 @@ func (s *Store) make(ctx context.Context, t sandbox.Tool, progress func(string))
 	case t.Go != "":
 		return s.goModule(ctx, t, progress)
 	case t.Deb != "":
-		return s.deb(ctx, t, progress)
+		return s.deb(ctx, t, b, progress)
 	case t.URL != "":
 		return s.fetch(ctx, t, progress)
 	case t.Target != "":
@@ -272,6 +286,16 @@ func (s *Store) touch(digest string) error {
 		}
 	}
 	return nil
+}
+
+// Hold keeps what r is and what was made of it from being removed by Tidy until
+// the function that it returns is called, or this process ends.
+func (s *Store) Hold(ctx context.Context, r Root) (letGo func(), err error) {
+	l, err := s.share(ctx, "use-"+r.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return l.unlock, nil
 }
 
 // slot waits for one of the places in which something is built, and returns

@@ -24,7 +24,7 @@ const helperDir = "BJ_IMAGE_TEST_DIR"
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
 		s := &Store{Dir: dir, Timeout: time.Minute}
-		_, err := s.Stage(context.Background(), []sandbox.Tool{hello}, func(w string) { fmt.Println(w) })
+		_, err := s.Stage(context.Background(), []sandbox.Tool{hello}, nil, func(w string) { fmt.Println(w) })
 		fmt.Println("end:", err)
 		os.Exit(0)
 	}
@@ -55,7 +55,7 @@ func (w *words) String() string {
 func stage(t *testing.T, s *Store, tool sandbox.Tool) ([]sandbox.File, string) {
 	t.Helper()
 	var w words
-	files, err := s.Stage(t.Context(), []sandbox.Tool{tool}, w.say)
+	files, err := s.Stage(t.Context(), []sandbox.Tool{tool}, nil, w.say)
 	if err != nil {
 		t.Fatalf("staging %s: %v", tool.Name, err)
 	}
@@ -70,7 +70,7 @@ func stage(t *testing.T, s *Store, tool sandbox.Tool) ([]sandbox.File, string) {
 // refused stages one tool and checks that the error says all of want.
 func refused(t *testing.T, s *Store, tool sandbox.Tool, want ...string) {
 	t.Helper()
-	files, err := s.Stage(t.Context(), []sandbox.Tool{tool}, nil)
+	files, err := s.Stage(t.Context(), []sandbox.Tool{tool}, nil, nil)
 	var e *sandbox.Error
 	if !errors.As(err, &e) || e.Code != sandbox.CodeLease {
 		t.Fatalf("staging %s: files %v, error %v; want one of code lease", tool.Name, files, err)
@@ -140,7 +140,7 @@ func TestPath(t *testing.T) {
 
 func TestFailuresAreReportedTogether(t *testing.T) {
 	s := &Store{Dir: t.TempDir(), Workspace: t.TempDir()}
-	_, err := s.Stage(t.Context(), []sandbox.Tool{{Name: "one", Path: "a"}, {Name: "two", Path: "b"}}, nil)
+	_, err := s.Stage(t.Context(), []sandbox.Tool{{Name: "one", Path: "a"}, {Name: "two", Path: "b"}}, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "tool one") || !strings.Contains(err.Error(), "tool two") {
 		t.Errorf("two tools are missing, and the error is: %v", err)
 	}

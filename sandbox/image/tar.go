@@ -34,6 +34,27 @@ func readFromTar(file, name string) ([]byte, error) {
 
 func tarName(name string) string { return path.Clean(strings.TrimLeft(name, "/")) }
 
+// inTar reports whether a tar holds a file or a link of that name.
+func inTar(file, name string) (bool, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	for t := tar.NewReader(f); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if h.Typeflag != tar.TypeDir && tarName(h.Name) == name {
+			return true, nil
+		}
+	}
+}
+
 // hasShell reports as an error that a root has no /bin/sh.
 func hasShell(file string) error {
 	f, err := os.Open(file)

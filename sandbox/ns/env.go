@@ -34,6 +34,9 @@ type environment struct {
 	stderr   hub.Output
 	expire   *time.Timer
 
+	roots []string // what each machine runs on, for people
+	holds []func() // let go of images
+
 	ended chan struct{} // closed when the gateway process is gone
 
 	release sync.Once
@@ -43,6 +46,10 @@ type environment struct {
 // start makes everything up to the point where Seal can be called.
 func (e *environment) start(ctx context.Context) error {
 	shadow, err := shadowFile()
+	if err != nil {
+		return err
+	}
+	bases, err := e.bases(ctx)
 	if err != nil {
 		return err
 	}
@@ -65,7 +72,7 @@ func (e *environment) start(ctx context.Context) error {
 	var conns []net.Conn
 	contents := make([][]sandbox.File, len(e.spec.Machines))
 	for i, m := range e.spec.Machines {
-		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Disk: m.Disk}
+		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Disk: m.Disk, Base: bases[i]}
 		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.Name, m, req.IDs[0].First); err != nil {
 			return err
 		}
@@ -157,10 +164,10 @@ func idBase() uint32 {
 }
 
 func (e *environment) Name() string { return e.lease.Name }
-func (e *environment) Root() string { return rootName() }
+func (e *environment) Root() string { return e.rootNames() }
 
 func (e *environment) Free() []string {
-	return []string{"names: hosts file", "clock: the host's", "entropy: the host's", "kernel: the host's", "programs: " + rootName()}
+	return []string{"names: hosts file", "clock: the host's", "entropy: the host's", "kernel: the host's", "programs: " + e.rootNames()}
 }
 
 func (e *environment) Machines() []sandbox.Machine {
@@ -199,6 +206,9 @@ func (e *environment) Release(ctx context.Context) error {
 				// The agent is dead by now: this only closes the stream.
 				m.client.Close(ctx)
 			}
+		}
+		for _, letGo := range e.holds {
+			letGo()
 		}
 		if err := removeCgroups(ctx, e.cgroups); err != nil {
 			errs = append(errs, err)

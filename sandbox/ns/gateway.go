@@ -282,12 +282,9 @@ func startIn(cmd *exec.Cmd, config machineConfig) error {
 // mapTrees clones the mounts that a machine's root is made of, with the host's
 // ids mapped to those of the machine.
 func mapTrees(msg *bootMessage, t *trees, config machineConfig, user *os.File) error {
-	for _, top := range baseTops {
-		fi, err := os.Lstat("/" + top)
-		if err != nil || !fi.IsDir() {
-			continue
-		}
-		if t.base[top], err = cloneTree("/"+top, user); err != nil {
+	for _, top := range config.Base.Tops {
+		var err error
+		if t.base[top], err = cloneTree(filepath.Join(config.Base.Dir, top), user); err != nil {
 			return err
 		}
 		msg.Base = append(msg.Base, top)

@@ -40,8 +40,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
-
 	"bj/sandbox/hub"
+	"bj/sandbox/image"
 )
 
 // The hidden commands by which bj starts itself.
@@ -75,6 +75,9 @@ type Options struct {
 	// $XDG_RUNTIME_DIR or the folder for temporary files for others, and where
 	// those cannot be written.
 	State string
+	// Images makes the roots of machines that do not run on the host's; nil where
+	// there are none.
+	Images *image.Store
 	// Notice takes words for people, such as which limits cannot be kept. Each
 	// is said once.
 	Notice func(string)
@@ -251,8 +254,8 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 	var sum int64
 	for _, m := range spec.Machines {
 		sum += m.Memory
-		if m.Image != nil && !m.Image.Host {
-			return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("leasing %s: this version cannot build the image %q yet", m.Name, m.Image.Name), Hint: "leave image out, or use image(host = True)"}
+		if err := p.checkImage(m); err != nil {
+			return err
 		}
 		if !m.V4.Is4() || !m.V6.Is6() {
 			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)

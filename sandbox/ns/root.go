@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +16,52 @@ import (
 // system mounted over a folder that every host has and that holds no source.
 const stage = "/sys"
 
-// baseTops are the top-level folders of the host that a machine sees,
+// hostTops are the top-level folders of the host that a machine sees,
 // read-only below and memory above. Where one is a symbolic link (as /bin is
 // on most hosts), the machine has the same link.
-var baseTops = []string{"usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+var hostTops = []string{"usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+
+// ownTops are top-level folders that each machine has of its own, whatever an
+// image has there.
+var ownTops = []string{"proc", "sys", "dev", "run", "tmp"}
+
+// hostBase is the host's own root.
+func hostBase() (base, error) { return readBase("/", hostTops) }
+
+// imageBase is the root of an image that lies in dir.
+func imageBase(dir string) (base, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return base{}, fmt.Errorf("reading the root of an image: %w", err)
+	}
+	var tops []string
+	for _, e := range entries {
+		if !slices.Contains(ownTops, e.Name()) {
+			tops = append(tops, e.Name())
+		}
+	}
+	return readBase(dir, tops)
+}
+
+func readBase(dir string, tops []string) (base, error) {
+	b := base{Dir: dir, Links: map[string]string{}}
+	for _, top := range tops {
+		path := filepath.Join(dir, top)
+		fi, err := os.Lstat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return base{}, fmt.Errorf("reading the root: %w", err)
+		case fi.IsDir():
+			b.Tops = append(b.Tops, top)
+		case fi.Mode()&fs.ModeSymlink != 0:
+			if b.Links[top], err = os.Readlink(path); err != nil {
+				return base{}, fmt.Errorf("reading the root: %w", err)
+			}
+		}
+	}
+	return b, nil
+}
 
 // folders are made empty on every machine.
 var folders = []struct {
@@ -43,7 +86,7 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 // trees are the mounted sources of a machine's root.
 type trees struct {
-	base   map[string]*os.File // by top-level folder: detached mounts of the host's, mapped; none where the path itself will do
+	base   map[string]*os.File // by top-level folder: detached mounts of the base's, mapped; none where the path itself will do
 	layers []*os.File          // detached mounts of layers, mapped; none where the paths will do
 	binds  []*os.File          // detached mounts of the folders of bound files, mapped; none where the paths will do
 	units  *os.File            // detached mount of the machine's cgroup; nil without
@@ -115,7 +158,7 @@ func (b *rootBuilder) mountLayers() error {
 	return nil
 }
 
-// mountTops lays memory over layers over the host's folders.
+// mountTops lays memory over layers over the folders of the base.
 func (b *rootBuilder) mountTops() error {
 	lower := map[string][]string{}
 	var order []string
@@ -126,13 +169,11 @@ func (b *rootBuilder) mountTops() error {
 		lower[top] = append(lower[top], path)
 	}
 	linked := map[string]bool{}
-	for _, top := range baseTops {
-		if target, err := os.Readlink("/" + top); err == nil {
-			if err := os.Symlink(target, filepath.Join(b.root, top)); err != nil {
-				return fmt.Errorf("linking /%s: %w", top, err)
-			}
-			linked[top] = true
+	for top, target := range b.m.Base.Links {
+		if err := os.Symlink(target, filepath.Join(b.root, top)); err != nil {
+			return fmt.Errorf("linking /%s: %w", top, err)
 		}
+		linked[top] = true
 	}
 	for _, layer := range b.layers {
 		entries, err := os.ReadDir(layer)
@@ -148,18 +189,15 @@ func (b *rootBuilder) mountTops() error {
 			}
 		}
 	}
-	for _, top := range baseTops {
-		if fi, err := os.Lstat("/" + top); err != nil || !fi.IsDir() {
-			continue
-		}
-		path := "/" + top
+	for _, top := range b.m.Base.Tops {
+		path := filepath.Join(b.m.Base.Dir, top)
 		if f := b.t.base[top]; f != nil {
 			path = stage + "/lower/" + top
 			if err := os.Mkdir(path, 0o755); err != nil {
 				return fmt.Errorf("making %s: %w", path, err)
 			}
 			if err := moveMount(f, path); err != nil {
-				return fmt.Errorf("mounting the host's /%s: %w", top, err)
+				return fmt.Errorf("mounting /%s of the base: %w", top, err)
 			}
 		}
 		add(top, path)
@@ -182,15 +220,17 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 	// Folders that belong to the machine's root from the start: of the host's
 	// own it could not change one where ids are not mapped.
 	for _, f := range folders {
-		if f.path == top || strings.HasPrefix(f.path, top+"/") {
+		if (f.path == top || strings.HasPrefix(f.path, top+"/")) && (b.m.Base.host() || !isThere(lower, strings.TrimPrefix(f.path, top))) {
 			if err := makeFolder(filepath.Join(stage, "up", f.path), f.mode); err != nil {
 				return err
 			}
 		}
 	}
 	if top == "etc" {
-		if err := hide(b.r.Hidden, upper, lower); err != nil {
-			return err
+		if b.m.Base.host() {
+			if err := hide(b.r.Hidden, upper, lower); err != nil {
+				return err
+			}
 		}
 		if err := b.writeEtcFiles(upper); err != nil {
 			return err
@@ -204,6 +244,14 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 		return fmt.Errorf("mounting memory over /%s: %w", top, err)
 	}
 	return nil
+}
+
+// isThere reports whether one of the lower folders of an overlay has a folder.
+func isThere(lower []string, rel string) bool {
+	return slices.ContainsFunc(lower, func(l string) bool {
+		fi, err := os.Lstat(filepath.Join(l, rel))
+		return err == nil && fi.IsDir()
+	})
 }
 
 // escapeLower writes a path as the option lowerdir of an overlay takes it.
@@ -275,6 +323,11 @@ func (b *rootBuilder) makeFolders() error {
 			return err
 		}
 	}
+	if !slices.Contains(b.m.Base.Tops, "etc") {
+		if err := b.writeEtcFiles(filepath.Join(b.root, "etc")); err != nil {
+			return err
+		}
+	}
 	for name, target := range links {
 		if err := os.Symlink(target, filepath.Join(b.root, name)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("linking /%s: %w", name, err)
@@ -298,6 +351,9 @@ func (b *rootBuilder) writeEtcFiles(upper string) error {
 		{"machine-id", b.id + "\n", 0o444},
 		{"mtab", "", 0},
 	} {
+		if f.name == "shadow" && !b.m.Base.host() {
+			continue // an image's accounts are its own
+		}
 		path := filepath.Join(upper, f.name)
 		os.Remove(path) // a whiteout, perhaps
 		if f.name == "mtab" {

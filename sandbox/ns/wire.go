@@ -27,9 +27,22 @@ type machineConfig struct {
 	Cgroups []string // folders, on the host, to whose cgroup.procs the machine goes
 	Units   string   // the one of them, in the unified hierarchy, where the agent makes units; "" if none
 	Events  string   // file of the cgroup that counts what the memory limit killed; "" without limits
+	Base    base
 	Layers  []string // folders of the host laid over its root, the first on top
 	Binds   []bind
 }
+
+// base is what a machine's root is made of, below layers and memory: the host's
+// folders, or those of an image. Bj reads what is there, since the machine's own
+// root may not be allowed to.
+type base struct {
+	Dir   string            // "/" for the host's
+	Tops  []string          // folders in it that the machine has
+	Links map[string]string // symbolic links in it that the machine has, too
+}
+
+// host reports whether it is the host's own root, of which much is hidden.
+func (b base) host() bool { return b.Dir == "/" }
 
 // bind is a file of the host that the machine sees read-only.
 type bind struct {
@@ -41,7 +54,7 @@ type bind struct {
 type rootConfig struct {
 	Hosts  string   // /etc/hosts
 	Resolv string   // /etc/resolv.conf
-	Shadow string   // /etc/shadow, without any hash
-	Hidden []string // paths below /etc that a machine must not see
+	Shadow string   // /etc/shadow of machines with the host's root, without any hash
+	Hidden []string // paths below the host's /etc that a machine must not see
 	Idmap  bool     // map the host's files to the machine's ids
 }
