@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/bazelbuild/buildtools/build"
 	"go.starlark.net/syntax"
 
 	"bj/lang/diag"
@@ -16,14 +17,18 @@ type Rule struct {
 	Doc  string // one sentence
 	// Check reports what it finds in a file. It must not change the file.
 	Check func(f *syntax.File, report func(pos syntax.Position, message, hint string))
+	// Find is another Check, for rules that look at the text as it is laid out.
+	Find func(f *build.File, report func(line, column int, message, hint string))
+	// Fix mends what it safely can, and reports whether that was anything.
+	Fix func(f *build.File) bool
 }
 
 // Rules returns the rules that need no vocabulary.
 func Rules() []Rule {
 	return []Rule{
-		{"unused-load", "A load binds a name that the file does not use.", unusedLoad},
-		{"unused-local", "A function binds a name that it does not use; names that begin with _ are meant so.", unusedLocal},
-		{"file-doc", "A file begins with a docstring that says what it is about.", fileDoc},
+		{Name: "unused-load", Doc: "A load binds a name that the file does not use.", Check: unusedLoad, Fix: fixUnusedLoad},
+		{Name: "unused-local", Doc: "A function binds a name that it does not use; names that begin with _ are meant so.", Check: unusedLocal},
+		{Name: "file-doc", Doc: "A file begins with a docstring that says what it is about.", Check: fileDoc},
 	}
 }
 
@@ -35,19 +40,34 @@ func Lint(file string, src []byte, rules []Rule) diag.List {
 	if err != nil {
 		return diag.List{syntaxDiagnostic(file, src, err)}
 	}
+	laid, err := build.ParseDefault(file, src)
+	if err != nil {
+		return diag.List{syntaxDiagnostic(file, src, err)}
+	}
 	source := NewSource(file, src)
 	var list diag.List
 	for _, r := range rules {
-		r.Check(f, func(pos syntax.Position, message, hint string) {
-			p := posOf(pos)
-			mark := "buildifier: disable=" + r.Name
-			if strings.Contains(source.Line(p.Line), mark) || strings.Contains(source.Line(p.Line-1), mark) {
-				return
+		add := func(p diag.Pos, message, hint string) {
+			if !Silenced(source, p.Line, r.Name) {
+				list = append(list, diag.Diagnostic{Pos: p, Severity: diag.Warning, Rule: r.Name, Message: message, Hint: hint, Source: source.Line(p.Line)})
 			}
-			list = append(list, diag.Diagnostic{Pos: p, Severity: diag.Warning, Rule: r.Name, Message: message, Hint: hint, Source: source.Line(p.Line)})
-		})
+		}
+		if r.Check != nil {
+			r.Check(f, func(pos syntax.Position, message, hint string) { add(posOf(pos), message, hint) })
+		}
+		if r.Find != nil {
+			r.Find(laid, func(line, column int, message, hint string) {
+				add(diag.Pos{File: file, Line: line, Col: column}, message, hint)
+			})
+		}
 	}
 	return list.Sort()
+}
+
+// Silenced reports whether a comment silences a rule on a line.
+func Silenced(source *Source, line int, rule string) bool {
+	mark := "buildifier: disable=" + rule
+	return strings.Contains(source.Line(line), mark) || strings.Contains(source.Line(line-1), mark)
 }
 
 // uses counts the identifiers of a tree that are read, by name.

@@ -125,7 +125,8 @@ recipe(
         ),
         validate(
             "the service is alive",
-            run = "test -s /srv/notes/alive",
+            expect = "[0-9]:[0-9]",
+            run = "cat /srv/notes/alive",
         ),
     ],
 )
