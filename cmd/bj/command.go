@@ -185,6 +185,16 @@ func newCommand(e *env, c *command) *cobra.Command {
 	if c.flags != nil {
 		c.flags(cmd.Flags())
 	}
+	if strings.Contains(c.args, "PATTERN") || strings.Contains(c.args, "LABEL") {
+		cmd.ValidArgsFunction = completeLabels(e)
+	}
+	for _, name := range []string{"outage", "impact", "why"} {
+		if cmd.Flags().Lookup(name) != nil {
+			if err := cmd.RegisterFlagCompletionFunc(name, completeServices(e)); err != nil {
+				panic(err) // of a flag that was just found
+			}
+		}
+	}
 	return cmd
 }
 

@@ -153,6 +153,7 @@ func variables() []variable {
 		{"BJ_DEBUG", "prints the stack where bj itself is at fault"},
 		{"NO_COLOR", "no colours, unless `--color` says otherwise"},
 		{"CLICOLOR_FORCE", "colours, also on a pipe"},
+		{"GITHUB_ACTIONS", "if `true`: annotations of what did not recover, nine and a count, and a summary in `$GITHUB_STEP_SUMMARY`"},
 		{"CI", "plain lines instead of live ones"},
 	}
 }

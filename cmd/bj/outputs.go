@@ -62,6 +62,15 @@ func (f *testFlags) outputs(e *env, l *loaded, results string) (*outputs, error)
 		})
 		add(t.Event, func() error { t.Close(); return nil })
 	}
+	if e.getenv("GITHUB_ACTIONS") == "true" {
+		a := &annotations{out: e.stderr, summary: e.getenv("GITHUB_STEP_SUMMARY"), place: func(label string) (string, int) {
+			if r := l.fleet.Recipe(label); r != nil {
+				return r.Pos.File, r.Pos.Line
+			}
+			return "", 0
+		}}
+		add(a.Event, a.close)
+	}
 	recorder := &event.Recorder{Dir: results, Digest: digest}
 	add(recorder.Event, recorder.Err)
 	if f.report != "" {

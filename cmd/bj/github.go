@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"bj/run/event"
+)
+
+// maxAnnotations is how many GitHub shows of a step, less the one that counts
+// the rest: further ones are dropped without a word.
+const maxAnnotations = 9
+
+// annotations is a fold over events that tells GitHub's workflow what did not
+// recover: as annotations of the recipes' files, and as the step's summary.
+type annotations struct {
+	out     io.Writer                                  // of the workflow's commands
+	summary string                                     // file; "" for none
+	place   func(label string) (file string, line int) // of a recipe
+
+	mu    sync.Mutex
+	rows  []string
+	count int
+}
+
+// Event takes one event; it is an event.Sink.
+func (a *annotations) Event(e event.Event) {
+	if e.Event != event.VerdictGiven || e.Supplier != "" || e.Verdict == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first, _, _ := strings.Cut(e.Verdict.Reason, "\n")
+	cell := strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", " ").Replace
+	a.rows = append(a.rows, fmt.Sprintf("| %s | `%s` | %s |", e.Verdict.Verdict, e.Recipe, cell(first)))
+	if e.Verdict.Verdict == event.Recovered {
+		return
+	}
+	if a.count++; a.count > maxAnnotations {
+		return
+	}
+	file, line := a.place(e.Recipe)
+	fmt.Fprintf(a.out, "::error file=%s,line=%d,title=%s::%s\n", property(file), line, property(e.Verdict.Verdict+" "+e.Recipe), data(e.Verdict.Reason))
+}
+
+// close counts what was not shown, and writes the summary.
+func (a *annotations) close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if more := a.count - maxAnnotations; more > 0 {
+		fmt.Fprintf(a.out, "::error title=bj::%d more did not recover: the log and the step's summary name them\n", more)
+	}
+	if a.summary == "" || len(a.rows) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(a.summary, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("writing the step's summary: %w", err)
+	}
+	_, err = fmt.Fprintf(f, "| verdict | recipe | why |\n| --- | --- | --- |\n%s\n", strings.Join(a.rows, "\n"))
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("writing the step's summary: %w", err)
+	}
+	return nil
+}
+
+// data escapes the text of a workflow's command, and property a property of it.
+func data(s string) string {
+	return strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A").Replace(s)
+}
+
+func property(s string) string {
+	return strings.NewReplacer(":", "%3A", ",", "%2C").Replace(data(s))
+}

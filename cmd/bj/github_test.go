@@ -1,0 +1,42 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"bj/run/event"
+)
+
+// GitHub shows ten annotations of a step: nine recipes, and how many more.
+func TestAnnotations(t *testing.T) {
+	var out bytes.Buffer
+	a := &annotations{out: &out, summary: filepath.Join(t.TempDir(), "summary"), place: func(string) (string, int) { return "a,b.star", 7 }}
+	verdict := func(label, verdict, reason string) {
+		a.Event(event.Event{Event: event.VerdictGiven, Recipe: label, Verdict: &event.Verdict{Verdict: verdict, Reason: reason}})
+	}
+	verdict("//a:fine", event.Recovered, "")
+	for i := range 12 {
+		verdict(fmt.Sprintf("//a:r%d", i), event.NotRecovered, "100% of\nit | that")
+	}
+	if err := a.close(); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 10 {
+		t.Errorf("%d annotations, want 10:\n%s", len(lines), &out)
+	}
+	if want := "::error file=a%2Cb.star,line=7,title=not recovered //a%3Ar0::100%25 of%0Ait | that"; lines[0] != want {
+		t.Errorf("got %s\nwant %s", lines[0], want)
+	}
+	if want := "::error title=bj::3 more did not recover: the log and the step's summary name them"; lines[9] != want {
+		t.Errorf("got %s\nwant %s", lines[9], want)
+	}
+	text, err := os.ReadFile(a.summary)
+	if err != nil || strings.Count(string(text), "\n") != 15 || !strings.Contains(string(text), "| recovered | `//a:fine` |  |") {
+		t.Errorf("summary %v:\n%s", err, text)
+	}
+}
