@@ -148,7 +148,7 @@ func TestFaults(t *testing.T) {
 		}, "not recovered validation ready m-0", nil},
 		"dark": {func(r *fleet.Recipe) {
 			r.Strategy = append(r.Strategy, fleet.Action{Fault: &fleet.Fault{Title: "night", On: []string{"m-0"}, Dark: "names"}})
-		}, "error", []string{"this version cannot close a condition half-way"}},
+		}, "error", []string{"had nothing to close"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			trial(t, func(l *lab) {

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,9 @@ import (
 // fault makes something go wrong on purpose, and waits until it is seen.
 func (s *site) fault(ctx context.Context, ft *fleet.Fault) *failure {
 	start := time.Now()
+	if ft.Dark != "" {
+		return s.darken(ctx, ft)
+	}
 	var all sync.WaitGroup
 	failures := make([]*failure, len(ft.On))
 	for i, name := range ft.On {
@@ -34,6 +38,32 @@ func (s *site) fault(ctx context.Context, ft *fleet.Fault) *failure {
 		if f != nil {
 			return f
 		}
+	}
+	return stopped(ctx)
+}
+
+// darken closes the conditions of a name for machines, from here on. What they
+// had let through is cut; everything else stays as it was.
+func (s *site) darken(ctx context.Context, ft *fleet.Fault) *failure {
+	start := time.Now()
+	p := s.policy
+	p.Dark = slices.Clone(p.Dark)
+	for i := range s.plan.Recipe.Conditions {
+		if s.plan.Recipe.Conditions[i].Name() == ft.Dark {
+			p.Dark = append(p.Dark, sandbox.Dark{Condition: i, Machines: slices.Clone(ft.On)})
+		}
+	}
+	if len(p.Dark) == len(s.policy.Dark) {
+		return &failure{title: ft.Title, message: fmt.Sprintf("the fault %q had nothing to close: no condition allows %q", ft.Title, ft.Dark)}
+	}
+	limit, cancel := within(ctx, sealLimit)
+	defer cancel()
+	if err := s.env.Seal(limit, p); err != nil {
+		return during(ctx, err, sandbox.CodeLease, fmt.Sprintf("closing %s", ft.Dark))
+	}
+	s.policy = p
+	for _, name := range ft.On {
+		s.voice.emit(event.Event{Event: event.FaultDone, Machine: name, Step: ft.Title, Seconds: seconds(start)})
 	}
 	return stopped(ctx)
 }

@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -143,7 +144,13 @@ func (p *Plan) planPolicy(PlanOptions) *Refusal {
 		c := &r.Conditions[i]
 		switch {
 		case c.Service == "*":
-			return notYet(c.Pos, "open everything in production", c.Text)
+			if p.Supply != Production {
+				return &Refusal{Code: codeSupply, Pos: c.Pos, Message: fmt.Sprintf("no recipe supplies everything: %s", c.Text), Hint: "name what it needs; bj pare finds out what that is"}
+			}
+			if refusal := p.openAll(i, c); refusal != nil {
+				return refusal
+			}
+			continue
 		case len(c.Only) > 0:
 			return notYet(c.Pos, "open a condition to single units (only=)", c.Text)
 		}
@@ -181,6 +188,64 @@ func (p *Plan) planPolicy(PlanOptions) *Refusal {
 		p.Policy.Allows = append(p.Policy.Allows, seen...)
 	}
 	return nil
+}
+
+// openAll opens everything in production, which this host is no part of.
+func (p *Plan) openAll(i int, c *fleet.Condition) *Refusal {
+	host, err := hostAddresses()
+	if err != nil {
+		return &Refusal{Code: codeCondition, Pos: c.Pos, Message: fmt.Sprintf("which addresses are this host's own is not known: %v", err)}
+	}
+	for _, all := range []string{"0.0.0.0/0", "::/0"} {
+		for _, prefix := range except(netip.MustParsePrefix(all), host) {
+			for _, protocol := range []string{"tcp", "udp", "icmp"} {
+				a := sandbox.Allow{Condition: i, Machines: c.On, Protocol: protocol, Prefix: prefix, First: 1, Last: 65535}
+				if protocol == "icmp" {
+					a.First, a.Last = 0, 0
+				}
+				p.Policy.Allows = append(p.Policy.Allows, a)
+			}
+		}
+	}
+	e := fleet.Endpoint{URL: "everything", Scheme: "dns", Host: "*"}
+	p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
+	if servers, err := hostServers(resolvConf); err == nil {
+		p.Policy.Names = append(p.Policy.Names, sandbox.Names{Condition: i, Machines: c.On, Pattern: "*", Servers: servers})
+	}
+	return nil
+}
+
+// hostAddresses returns the addresses of this host's interfaces.
+var hostAddresses = func() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if n, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok {
+				out = append(out, addr.Unmap())
+			}
+		}
+	}
+	return out, nil
+}
+
+// except returns p less some addresses, as prefixes.
+func except(p netip.Prefix, holes []netip.Addr) []netip.Prefix {
+	holes = slices.DeleteFunc(slices.Clone(holes), func(a netip.Addr) bool { return !p.Contains(a) })
+	if len(holes) == 0 {
+		return []netip.Prefix{p}
+	}
+	if p.IsSingleIP() {
+		return nil
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	b := p.Addr().AsSlice()
+	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	a, _ := netip.AddrFromSlice(b)
+	return append(except(low, holes), except(netip.PrefixFrom(a, p.Bits()+1), holes)...)
 }
 
 // endpoints returns what c names.
@@ -356,8 +421,6 @@ func (p *Plan) planActions(PlanOptions) *Refusal {
 			slices.Sort(p.Users)
 		}
 		switch {
-		case a.Fault != nil && a.Fault.Dark != "":
-			return notYet(a.Fault.Pos, "close a condition half-way (dark=)", fmt.Sprintf("fault(%q)", a.Fault.Title))
 		case a.Step != nil && len(a.Step.Run) == 0:
 			p.Except = append(p.Except, a.Step.Title)
 		case a.Step != nil && a.Step.Capture != "" && len(a.Step.Run) > 1:

@@ -85,9 +85,7 @@ func TestPlanRefuses(t *testing.T) {
 			condition("http://10.0.0.1")(r)
 			r.Conditions[0].Endpoint.Methods = []string{"GET"}
 		}, "by path or method"},
-		"everything":  {func(r *fleet.Recipe) { r.Conditions = []fleet.Condition{{Service: "*", Text: `allow("*")`}} }, "everything in production"},
 		"only":        {func(r *fleet.Recipe) { condition("tcp://10.0.0.1:1")(r); r.Conditions[0].Only = []string{"x"} }, "only="},
-		"dark":        {func(r *fleet.Recipe) { r.Strategy = append(r.Strategy, fleet.Action{Fault: &fleet.Fault{Dark: "x"}}) }, "dark="},
 		"no file":     {func(r *fleet.Recipe) { r.Files = []fleet.File{{Path: "/x", Source: "nowhere"}} }, "the file nowhere cannot be read"},
 		"no secret":   {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Source: "nowhere"}} }, "secret S cannot be read"},
 		"zero secret": {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Value: "a\x00"}} }, "zero byte"},

@@ -158,9 +158,9 @@ func TestSupplyRefused(t *testing.T) {
 		}, []string{"10.0.0.3 is used twice"}},
 		"a supplier that cannot be run": {func(l *lab) *fleet.Recipe {
 			dns := l.supplied("dns", "10.0.0.1")
-			dns.Strategy = append(dns.Strategy, fleet.Action{Fault: &fleet.Fault{Title: "night", Dark: "x"}})
+			dns.Strategy = append(dns.Strategy, fleet.Action{Step: &fleet.Step{Title: "night", Capture: "A", Daemon: true, Run: []fleet.Script{{Text: "x"}}}})
 			return l.supplied("web", "10.0.0.3", "dns")
-		}, []string{"//dns:up supplies dns and cannot be run", "this version cannot"}},
+		}, []string{"//dns:up supplies dns and cannot be run", "captures the output of a daemon"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			trial(t, func(l *lab) {

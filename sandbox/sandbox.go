@@ -101,6 +101,10 @@ type Policy struct {
 	// Names may be resolved beside that; the gate leaves every other question
 	// unanswered.
 	Names []Names
+	// Dark are conditions that were open and are closed again. Sealing with more
+	// of them, and nothing else changed, cuts what they had let through and
+	// leaves every other connection alone; any other change cuts all.
+	Dark []Dark
 }
 
 // Allow opens one protocol to one set of addresses and ports, outwards. An

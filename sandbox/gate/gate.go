@@ -176,10 +176,63 @@ func (r *Relay) listen(ctx context.Context) error {
 
 func (r *Relay) newEpoch(p sandbox.Policy) *epoch {
 	ctx, end := context.WithCancel(context.Background())
+	p = p.Narrowed(r.machines())
 	return &epoch{
 		ctx: ctx, end: end, policy: newIndex(p, r.environment()), names: p.Names,
 		pending: map[pair]*pending{}, conns: map[*relayed]struct{}{}, flows: map[flowID]*flow{},
 	}
+}
+
+func (r *Relay) machines() []string {
+	var all []string
+	for _, m := range r.Machines {
+		all = append(all, m.Name)
+	}
+	return all
+}
+
+// Darken replaces the policy by one in which more is dark, as sandbox.Policy has
+// it, and ends only what that had let through.
+func (r *Relay) Darken(p sandbox.Policy) error {
+	next := newIndex(p.Narrowed(r.machines()), r.environment())
+	r.mu.Lock()
+	e := r.epoch
+	if e == nil {
+		r.mu.Unlock()
+		return errors.New("sealing the relay: it is closed")
+	}
+	e.policy, e.names = next, p.Narrowed(r.machines()).Names
+	dark := func(from netip.AddrPort, condition int) bool { return p.IsDark(condition, r.names[from.Addr()]) }
+	var conns []*relayed
+	for c := range e.conns {
+		if dark(addrPort(c.in.RemoteAddr()), c.condition) {
+			conns = append(conns, c)
+		}
+	}
+	var flows []*flow
+	for _, f := range e.flows {
+		if dark(f.pair.from, f.condition) {
+			flows = append(flows, f)
+		}
+	}
+	var waiting []*pending
+	for at, w := range e.pending {
+		if dark(at.from, w.condition) {
+			delete(e.pending, at)
+			waiting = append(waiting, w)
+		}
+	}
+	r.mu.Unlock()
+	for _, c := range conns {
+		c.silence()
+	}
+	for _, f := range flows {
+		f.close()
+	}
+	for _, w := range waiting {
+		w.abandon()
+	}
+	return nil
 }
 
 // environment returns the addresses that are not outside.

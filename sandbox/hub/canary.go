@@ -225,7 +225,7 @@ func (e *Client) Canaries(ctx context.Context) ([]sandbox.Canary, error) {
 	}
 	defer w.close()
 	e.mu.Lock()
-	policy := e.policy
+	policy := e.policy.Narrowed(e.names())
 	e.mu.Unlock()
 
 	type tried struct {

@@ -95,7 +95,8 @@ func (e *Client) handle(ctx context.Context, method string, params json.RawMessa
 		return nil, nil, fmt.Errorf("decoding a request: %w", err)
 	}
 	e.mu.Lock()
-	allowed := e.sealed && !e.released && (allows(e.policy, r.Network, r.To) || asks(e.policy, r.Network, r.To))
+	open := e.policy.Narrowed(e.names())
+	allowed := e.sealed && !e.released && (allows(open, r.Network, r.To) || asks(open, r.Network, r.To))
 	e.mu.Unlock()
 	if !allowed || e.Spec.Dial == nil {
 		return nil, nil, fmt.Errorf("dialling %s %s: no condition allows it", r.Network, r.To)
@@ -114,6 +115,14 @@ func (e *Client) handle(ctx context.Context, method string, params json.RawMessa
 		return nil, nil, fmt.Errorf("dialling %s %s: %w", r.Network, r.To, err)
 	}
 	return nil, []*os.File{f}, nil
+}
+
+func (e *Client) names() []string {
+	var all []string
+	for _, m := range e.Spec.Machines {
+		all = append(all, m.Name)
+	}
+	return all
 }
 
 // allows reports whether some condition opens to: the same question that the

@@ -32,6 +32,7 @@ type sealer struct {
 	inside     []*seal.Table
 	flows      *seal.Flows
 	relay      *gate.Relay
+	policy     sandbox.Policy
 }
 
 // applySeal puts p in force. The first time it brings the links up, but only
@@ -46,7 +47,7 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	if g.seal != nil {
 		return g.reseal(p)
 	}
-	s := &sealer{generation: 1, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
+	s := &sealer{generation: 1, policy: p, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
 	config := g.relayConfig()
 	config.Unanswered = func(q gate.Question) { s.flows.AddName(q.Machine, q.Name, q.From, q.To, q.At) }
 	var err error
@@ -92,9 +93,12 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 
 func (g *Gateway) reseal(p sandbox.Policy) error {
 	s := g.seal
-	s.generation++
-	if s.generation == 0 {
-		s.generation = 1
+	darker := p.Darkens(s.policy)
+	if !darker {
+		s.generation++
+		if s.generation == 0 {
+			s.generation = 1
+		}
 	}
 	hub, inside, err := g.compile(p, s)
 	if err != nil {
@@ -103,9 +107,14 @@ func (g *Gateway) reseal(p sandbox.Policy) error {
 	if err := s.hub.Replace(hub); err != nil {
 		return fmt.Errorf("the hub: %w", err)
 	}
-	if err := s.relay.Seal(p); err != nil {
+	enforce := s.relay.Seal
+	if darker {
+		enforce = s.relay.Darken
+	}
+	if err := enforce(p); err != nil {
 		return fmt.Errorf("the relay: %w", err)
 	}
+	s.policy = p
 	for i, t := range s.inside {
 		if t == nil {
 			continue

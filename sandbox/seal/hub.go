@@ -39,7 +39,11 @@ const portNames = 53
 //	answer    what was held, after the relay's verdict
 //	pass, deliver, leave   forwarded, to the hub itself, from the hub itself
 func CompileHub(p sandbox.Policy, h Hub) (*Ruleset, error) {
-	c := hubCompiler{Hub: h, policy: p, t: &table{family: nftables.TableFamilyINet, name: TableHub}, on: map[string]string{}}
+	var names []string
+	for _, m := range h.Machines {
+		names = append(names, m.Name)
+	}
+	c := hubCompiler{Hub: h, policy: p.Narrowed(names), t: &table{family: nftables.TableFamilyINet, name: TableHub}, on: map[string]string{}}
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -282,6 +286,7 @@ func (c *hubCompiler) from(g *group) []part {
 
 func (c *hubCompiler) inside(groups []*group) {
 	c.t.add("inside", in("internal", protoKey(), dportKey()), c.admit(0), accept())
+	c.darkened()
 	for i, g := range groups {
 		admitted := fmt.Sprintf("condition_%d", g.condition)
 		from := c.from(g)
@@ -306,9 +311,43 @@ func (c *hubCompiler) inside(groups []*group) {
 	c.t.add("inside", toChain("closed"))
 	if c.relay() {
 		// The relay's connections are few among many packets: last.
-		c.t.add("known", ctMark(relayedBit, relayedBit), toChain("relayed"))
+		if len(c.policy.Dark) > 0 {
+			// What was let through before must be open still.
+			c.t.add("known", ctMark(relayedBit, relayedBit), toChain("still"))
+		} else {
+			c.t.add("known", ctMark(relayedBit, relayedBit), toChain("relayed"))
+		}
 	}
 	c.t.add("known", accept())
+}
+
+// darkened stops what conditions had let through between machines before they
+// went dark, both ways.
+func (c *hubCompiler) darkened() {
+	for _, d := range c.policy.Dark {
+		if d.Condition < 0 || d.Condition >= conditionMask {
+			continue
+		}
+		through := ctMark(relayedBit|conditionMask, uint32(d.Condition+1))
+		for _, m := range c.Machines {
+			if !c.policy.IsDark(d.Condition, m.Name) {
+				continue
+			}
+			c.t.add("known", in(c.one(m), iifKey()), through, toChain("closed"))
+			for _, k := range stacks() {
+				c.t.add("known", through, k.to(m.addr(k)), toChain("closed"))
+			}
+		}
+	}
+}
+
+// one is the set of the interface of one machine.
+func (c *hubCompiler) one(m Machine) string {
+	name := "one_" + m.Interface
+	if !slices.ContainsFunc(c.t.sets, func(s *set) bool { return s.name == name }) {
+		c.t.sets = append(c.t.sets, c.interfaces(name, []string{m.Name}))
+	}
+	return name
 }
 
 func (c *hubCompiler) outside(groups []*group) {
@@ -321,11 +360,22 @@ func (c *hubCompiler) outside(groups []*group) {
 			ports, pings := split(k, g.spans)
 			for _, name := range addSpans(c.t, k, fmt.Sprintf("outside%s_%d", k.suffix, i+1), ports) {
 				c.t.add("decide", append(slices.Clone(from), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("outside"))...)
+				if len(c.policy.Dark) > 0 {
+					c.t.add("still", append(slices.Clone(from), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("relayed"))...)
+				}
 			}
 			for _, name := range addSpans(c.t, k, fmt.Sprintf("away%s_%d", k.suffix, i+1), pings) {
 				c.t.add("decide", append(slices.Clone(from), k.echoType(k.request), in(name, protoKey(), k.daddrKey()), toChain("outside"))...)
 			}
 		}
+	}
+	if len(c.policy.Dark) > 0 {
+		for _, k := range stacks() {
+			if a := c.gateway(k); a.IsValid() {
+				c.t.add("still", k.to(a), udpPort(portNames), toChain("relayed"))
+			}
+		}
+		c.t.add("still", toChain("closed"))
 	}
 	if len(groups) > 0 {
 		c.held = true

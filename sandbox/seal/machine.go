@@ -43,7 +43,7 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if m.UplinkIndex != 0 {
 		leaving = oifIndex(m.UplinkIndex)
 	}
-	c := machineCompiler{Inside: m, policy: p, t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
+	c := machineCompiler{Inside: m, policy: p.Narrowed([]string{m.Name}), t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
 	if err := c.sets(); err != nil {
 		return nil, err
 	}
