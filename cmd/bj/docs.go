@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"bj/lang"
+	"bj/run/event"
 )
 
 func docsCommand() *command {
@@ -15,7 +16,7 @@ func docsCommand() *command {
 		args:  "[NAME...]",
 		short: "prints the reference of the language and the commands",
 		long: `prints all of it as markdown, or only what the names name: builtins, commands,
-"environment" or "exit".`,
+"environment", "events" or "exit".`,
 		example: `  bj docs allow validate
   bj docs | less`,
 		run: runDocs,
@@ -93,6 +94,13 @@ func referenceEntries() []entry {
 	entries = append(entries, entry{"Environment", "environment", b.String()})
 
 	b.Reset()
+	b.WriteString("`bj test --json` writes one JSON object a line. All but the first have `time`, and where they apply `recipe`, `supplier`, `machine`, `step` and `seconds`. A stream without `end` was cut off.\n\n| event | meaning |\n| --- | --- |\n")
+	for _, x := range events {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", x.name, x.text)
+	}
+	entries = append(entries, entry{"Events", "events", b.String()})
+
+	b.Reset()
 	b.WriteString("Where several apply, the order is 130, 2, 4, 1, 3.\n\n| exit | meaning |\n| --- | --- |\n")
 	for _, x := range exits {
 		fmt.Fprintf(&b, "| %d | %s |\n", x.code, x.text)
@@ -165,6 +173,27 @@ func engineNames() string {
 		names = append(names, "`"+e.index+"`")
 	}
 	return strings.Join(names, ", ")
+}
+
+// events are those of the stream, in the order in which a recipe meets them.
+var events = [...]struct{ name, text string }{
+	{event.Start, "the first: `schema`, `version`, and of a part of the recipes `shard` and `recipes`"},
+	{event.Note, "`text` for people: what is contacted, which limits are missing"},
+	{event.Build, "`text`: a tool is being made"},
+	{event.Lease, "machines were leased; `text` names the environment"},
+	{event.Sealed, "the seal closed; `rules` are the packet filter's"},
+	{event.CanaryTried, "something was tried that must not work: `held`, `probe`"},
+	{event.StepStarted, "a step began on `machine`"},
+	{event.OutputWritten, "a program printed `text` to `stream`"},
+	{event.StepFinished, "a step ended with `exit`, null while a daemon runs"},
+	{event.FaultDone, "a fault was done, and witnessed"},
+	{event.ValidationStarted, "a validation began; `phase` is `empty`, `between` or `final`"},
+	{event.ValidationFinished, "a validation `held`, or not"},
+	{event.BlockedSeen, "the seal stopped an attempt: `process`, `protocol`, `destination`, `service`, `allow`, `closes_cycle`, `mattered`, `count`"},
+	{event.UsedCounted, "how often a condition was used: `allow`, `file`, `line`, `count`, `bytes`"},
+	{event.Released, "the environment was removed"},
+	{event.VerdictGiven, "`verdict`, `code`, `reason`, `root`, `failed`"},
+	{event.End, "the last: `exit`, `recovered`, `not_recovered`, `errors`"},
 }
 
 // exits are bj's exit codes.
