@@ -128,8 +128,17 @@ func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) [
 // mattered: none did if the recipe recovered, and the likely cause of a failure
 // did. Of the rest nobody can tell.
 func (s *site) tellMattered(flows []sandbox.Flow, f *failure) {
-	if f != nil && (f.kind == "" || len(f.blocked) == 0) {
-		return
+	var cause event.Blocked
+	if f != nil {
+		i := -1
+		all := slices.Concat(f.blocked, f.earlier)
+		if f.kind != "" {
+			i = slices.IndexFunc(all, func(b event.Blocked) bool { return b.Allow != "" })
+		}
+		if i < 0 {
+			return
+		}
+		cause = all[i]
 	}
 	seen := map[attemptKey]bool{}
 	for _, x := range flows {
@@ -141,8 +150,7 @@ func (s *site) tellMattered(flows []sandbox.Flow, f *failure) {
 		b := s.blame(x)
 		b.Count, b.Mattered = 0, pointer(false)
 		if f != nil {
-			cause := f.blocked[0]
-			if cause.Allow == "" || b.Allow != cause.Allow || b.Destination.Address != cause.Destination.Address || b.Destination.Port != cause.Destination.Port {
+			if b.Allow != cause.Allow || b.Destination.Address != cause.Destination.Address || b.Destination.Port != cause.Destination.Port {
 				continue
 			}
 			b.Mattered = pointer(true)
