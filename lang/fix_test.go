@@ -53,17 +53,19 @@ func meaning(t *testing.T, src []byte) string {
 		t.Fatalf("%v\n%s", err, src)
 	}
 	var b strings.Builder
-	depth := 0
+	var open []string // what closes each node
 	syntax.Walk(f, func(n syntax.Node) bool {
 		if n == nil {
-			depth--
-			b.WriteByte(')')
+			b.WriteString(open[len(open)-1])
+			open = open[:len(open)-1]
 			return true
 		}
-		depth++
+		if _, ok := n.(*syntax.ParenExpr); ok { // may come and go with the layout
+			open = append(open, "")
+			return true
+		}
+		open = append(open, ")")
 		switch n := n.(type) {
-		case *syntax.ParenExpr:
-			b.WriteString("(") // may come and go with the layout
 		case *syntax.Ident:
 			b.WriteString("(" + n.Name)
 		case *syntax.Literal:

@@ -26,7 +26,14 @@ func Format(file string, src []byte) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("formatting %s: %w", file, err)
 	}
-	return build.FormatWithoutRewriting(f), nil
+	out := build.FormatWithoutRewriting(f)
+	if _, err := parse(file, out); err != nil {
+		// Its printer writes some escapes in a way that Starlark refuses.
+		d := syntaxDiagnostic(file, out, err)
+		return nil, diag.List{{Pos: diag.Pos{File: file, Line: 1, Col: 1}, Severity: diag.Error, Rule: "syntax",
+			Message: "the file cannot be laid out without a change of what it means: " + d.Message, Hint: "write what it means without escapes"}}
+	}
+	return out, nil
 }
 
 func syntaxDiagnostic(file string, src []byte, err error) diag.Diagnostic {
