@@ -20,7 +20,12 @@ NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linu
 AXE       := axe-core@4.14.1
 TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
 
-.PHONY: build test bench setup fmt vet staticcheck govulncheck layout unit fleet
+# runbooks writes docs/runbooks again, from recipes alone: a test compares them.
+runbooks:
+	@rm -rf docs/runbooks bin/no-results && mkdir -p bin/no-results
+	@$(GO) run ./cmd/bj runbook //... -o docs/runbooks --results bin/no-results
+
+.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bj ./cmd/bj

@@ -29,10 +29,12 @@ func commands() []*command {
 	return []*command{
 		testCommand(),
 		graphCommand(),
+		runbookCommand(),
 		pareCommand(),
 		shellCommand(),
 		listCommand(),
 		showCommand(),
+		historyCommand(),
 		fmtCommand(),
 		lintCommand(),
 		initCommand(),
@@ -45,7 +47,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"runbook", "history", "pool", "drill", "lsp"}
+var later = [...]string{"pool", "drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,8 +31,9 @@ func (o *outputs) close() error {
 	return errors.Join(errs...)
 }
 
-// outputs makes the folds. Results is the folder of recorded runs.
-func (f *testFlags) outputs(e *env, l *loaded, results string) (*outputs, error) {
+// outputs makes the folds. Results is the folder of recorded runs, sandbox the
+// provider's name.
+func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, sandbox string) (*outputs, error) {
 	o := &outputs{}
 	var sinks []event.Sink
 	add := func(sink event.Sink, end func() error) {
@@ -71,8 +73,25 @@ func (f *testFlags) outputs(e *env, l *loaded, results string) (*outputs, error)
 		}}
 		add(a.Event, a.close)
 	}
-	recorder := &event.Recorder{Dir: results, Digest: digest}
+	recorder := &event.Recorder{Dir: results, Digest: digest, Sandbox: sandbox, Revision: gitRevision(ctx, l.workspace.Root),
+		Inputs: func(label string) string {
+			if r := l.fleet.Recipe(label); r != nil {
+				return event.Inputs(r, l.read)
+			}
+			return ""
+		}}
 	add(recorder.Event, recorder.Err)
+	if f.runbooks != "" {
+		pages := &runbooks{dir: e.path(f.runbooks), l: l, records: func(label string) []event.Record {
+			records, err := event.Records(results, label)
+			if err != nil {
+				fmt.Fprintf(e.stderr, "bj: warning: %v\n", err)
+			}
+			return records
+		}}
+		recorder.Done = pages.done
+		o.closes = append(o.closes, pages.close)
+	}
 	if f.report != "" {
 		r, err := report.New(e.path(f.report), digest)
 		if err != nil {

@@ -71,15 +71,12 @@ func (f *testFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.json, "json", false, "write events to stdout, one JSON object a line")
 	fs.StringVar(&f.junit, "junit", "", "write a JUnit report to `file`")
 	fs.StringVar(&f.report, "report", "", "write events, logs, rules and results into `folder`, one folder for each recipe")
-	fs.StringVar(&f.runbooks, "runbooks", "", "write runbooks into `folder`")
+	fs.StringVar(&f.runbooks, "runbooks", "", "rewrite the runbook of each recipe in `folder` at its verdict")
 	fs.StringVar(&f.results, "results", "", "record runs in `folder`; in the user's folder for state if empty")
 	fs.BoolVar(&f.keep, "keep", false, "keep the environment of a recipe that did not recover until its deadline")
 	fs.IntVar(&f.repeat, "repeat", 1, "run each recipe `n` times")
 	fs.StringArrayVar(&f.targets, "target", nil, "take a Bazel target that is built already: `label=path`; may be repeated")
 	fs.BoolVar(&f.bazel, "bazel", false, "be the test of a Bazel rule, as bj_test has it: what Bazel's variables ask for")
-	if hidden := fs.Lookup("runbooks"); hidden != nil {
-		hidden.Hidden = true // refused until runbooks are there
-	}
 }
 
 // keepFor is how long --keep keeps the environment of a recipe that did not
@@ -155,7 +152,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e.stdout.onClose(func() { cancel(errNoReader) })
-	o, err := f.outputs(e, l, results)
+	o, err := f.outputs(ctx, e, l, results, name)
 	if err != nil {
 		return err
 	}
@@ -189,8 +186,6 @@ func (f *testFlags) check(args []string) error {
 	switch {
 	case len(args) == 0:
 		return usage("everything is bj test //...", "bj test needs a pattern")
-	case f.runbooks != "":
-		return usage("--report DIR writes what they will be made from", "bj %s does not write runbooks yet", version)
 	case f.jobs < 0:
 		return usage("", "--jobs is a number of recipes, not %d", f.jobs)
 	case f.repeat < 1:

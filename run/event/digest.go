@@ -82,3 +82,27 @@ func strip(v any) any {
 	}
 	return v
 }
+
+// Inputs returns a SHA-256, in hex, of what the files of r hold, which Digest
+// leaves out; read returns the content of a file of the workspace. A file that
+// cannot be read counts as such. It is empty if r brings no files.
+func Inputs(r *fleet.Recipe, read func(path string) ([]byte, error)) string {
+	sum := sha256.New()
+	any := false
+	for _, f := range r.Files {
+		if f.Source == "" {
+			continue
+		}
+		any = true
+		data, err := read(f.Source)
+		if err != nil {
+			data = nil
+		}
+		fmt.Fprintf(sum, "%q %d %v\n", f.Source, len(data), err == nil)
+		sum.Write(data)
+	}
+	if !any {
+		return ""
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}

@@ -23,12 +23,18 @@ const maxRecordedOutput = 4 << 10
 // Record is what is kept of one run of one recipe, for the graph, runbooks and
 // bj history.
 type Record struct {
-	Schema  string    `json:"schema"`
-	Recipe  string    `json:"recipe"` // label
-	Digest  string    `json:"digest"` // of what went in: see Digest
-	Version string    `json:"version"`
-	Start   time.Time `json:"start"`
-	End     time.Time `json:"end"`
+	Schema  string `json:"schema"`
+	Recipe  string `json:"recipe"` // label
+	Digest  string `json:"digest"` // of what went in: see Digest
+	Version string `json:"version"`
+	// Revision is the commit of the workspace, with a + where files differed
+	// from it; empty where it is under no version control. Older records have
+	// neither it, nor Sandbox, nor Inputs.
+	Revision string    `json:"revision,omitempty"`
+	Sandbox  string    `json:"sandbox,omitempty"` // the provider
+	Inputs   string    `json:"inputs,omitempty"`  // of what files hold: see Inputs
+	Start    time.Time `json:"start"`
+	End      time.Time `json:"end"`
 	Verdict
 	Steps   []StepRecord `json:"steps"`   // steps, validations between and after them, and faults, in order
 	Blocked []Blocked    `json:"blocked"` // by destination
@@ -43,7 +49,9 @@ type StepRecord struct {
 	Seconds float64 `json:"seconds"`
 	Exit    *int    `json:"exit"`
 	Held    *bool   `json:"held,omitempty"`   // of a validation
-	Output  string  `json:"output,omitempty"` // the end of what it printed
+	Output  string  `json:"output,omitempty"` // the end of what it printed; of a daemon, until it was up
+
+	over bool // what is printed later is no part of it
 }
 
 // Recorder makes a Record of each recipe's run, and writes it when the verdict
@@ -53,6 +61,10 @@ type Recorder struct {
 	Dir string
 	// Digest returns the digest of a recipe.
 	Digest func(label string) string
+	// Inputs returns what Inputs says of a recipe's files; it may be nil.
+	Inputs func(label string) string
+	// Revision and Sandbox are entered into each record.
+	Revision, Sandbox string
 	// Done takes each record, if it is set.
 	Done func(Record)
 
@@ -81,6 +93,10 @@ func (r *Recorder) Event(e Event) {
 		if r.Digest != nil {
 			x.Digest = r.Digest(e.Recipe)
 		}
+		if r.Inputs != nil {
+			x.Inputs = r.Inputs(e.Recipe)
+		}
+		x.Revision, x.Sandbox = r.Revision, r.Sandbox
 		if r.open == nil {
 			r.open = map[string]*Record{}
 		}
@@ -130,7 +146,7 @@ func (x *Record) add(e Event) {
 		x.Steps = append(x.Steps, StepRecord{Title: e.Step, Machine: e.Machine, Seconds: took})
 	case StepFinished:
 		s := last()
-		s.Seconds, s.Exit = took, e.Exit
+		s.Seconds, s.Exit, s.over = took, e.Exit, true
 	case ValidationStarted:
 		if e.Phase != PhaseEmpty {
 			x.Steps = append(x.Steps, StepRecord{Title: e.Step})
@@ -142,6 +158,9 @@ func (x *Record) add(e Event) {
 		}
 	case OutputWritten:
 		s := last()
+		if s.over {
+			return
+		}
 		s.Output += e.Text
 		if len(s.Output) > 16*maxRecordedOutput {
 			s.Output = lastBytes(s.Output)

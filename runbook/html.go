@@ -1,0 +1,176 @@
+package runbook
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed" // the parts of a page
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"html"
+	"regexp"
+	"strings"
+
+	"github.com/yuin/goldmark"
+	"github.com/yuin/goldmark/ast"
+	"github.com/yuin/goldmark/extension"
+	east "github.com/yuin/goldmark/extension/ast"
+	"github.com/yuin/goldmark/parser"
+	"github.com/yuin/goldmark/text"
+)
+
+var (
+	//go:embed page/page.css
+	pageCSS string
+	//go:embed page/copy.js
+	copyJS string
+	//go:embed page/search.js
+	searchJS string
+)
+
+// markdown makes the HTML. It leaves raw HTML and dangerous links out, of which
+// there are none.
+func markdown() goldmark.Markdown {
+	return goldmark.New(goldmark.WithExtensions(extension.NewTable(extension.WithTableCellAlignMethod(extension.TableCellAlignNone))), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
+}
+
+// HTML makes one file of a page that requests nothing: its style and script are
+// inside, and its Content-Security-Policy lets nothing else in. Without script
+// it is whole.
+func HTML(p Page) ([]byte, error) {
+	body, err := render(p.Markdown)
+	if err != nil {
+		return nil, err
+	}
+	return document(p.Title, body, []string{pageCSS}, copyJS, ""), nil
+}
+
+// IndexHTML makes the HTML of the index, with a search and the picture of the
+// recovery graph: an SVG of ours, which has one style.
+func IndexHTML(p Page, entries []Entry, svg string) ([]byte, error) {
+	body, err := render(p.Markdown)
+	if err != nil {
+		return nil, err
+	}
+	if entries == nil {
+		entries = []Entry{}
+	}
+	data, err := json.Marshal(entries) // which escapes <, > and &
+	if err != nil {
+		return nil, fmt.Errorf("encoding the search: %w", err)
+	}
+	search := `<div id="search" class="search" hidden><label for="q">Search services, owners, machines, addresses, steps and tools</label>` +
+		`<input id="q" type="search" autocomplete="off"><p id="found" role="status"></p><ul id="hits"></ul></div>` + "\n"
+	if at := strings.Index(body, "<section>"); at >= 0 {
+		body = body[:at] + search + body[at:]
+	} else {
+		body += search
+	}
+	styles := []string{pageCSS}
+	if _, rest, ok := strings.Cut(svg, "<style>"); ok {
+		if style, _, ok := strings.Cut(rest, "</style>"); ok {
+			styles = append(styles, style)
+		}
+	}
+	body += "<section>\n<h2 id=\"picture\">The recovery graph</h2>\n<div class=\"picture\" tabindex=\"0\" role=\"group\" aria-labelledby=\"picture\">" + svg + "</div>\n</section>\n"
+	return document(p.Title, body, styles, searchJS, string(data)), nil
+}
+
+// document is a page around its body. Data is JSON for the script, or empty.
+func document(title, body string, styles []string, script, data string) []byte {
+	hash := func(s string) string {
+		sum := sha256.Sum256([]byte(s))
+		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+	}
+	var allowed []string
+	for _, s := range styles {
+		allowed = append(allowed, hash(s))
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src %s; script-src %s; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>%s</title>
+<style>%s</style>
+</head>
+<body>
+<main>
+%s</main>
+`, strings.Join(allowed, " "), hash(script), html.EscapeString(title), pageCSS, body)
+	if data != "" {
+		fmt.Fprintf(&b, "<script type=\"application/json\" id=\"entries\">%s</script>\n", data)
+	}
+	fmt.Fprintf(&b, "<script>%s</script>\n</body>\n</html>\n", script)
+	return b.Bytes()
+}
+
+// codeBlock is how goldmark writes a fence with a language.
+var codeBlock = regexp.MustCompile(`<pre><code class="language-(sh|text)">`)
+
+// render makes HTML of Markdown: a section for each heading, so that a step can
+// stay on one printed page.
+func render(source []byte) (string, error) {
+	md := markdown()
+	doc := md.Parser().Parse(text.NewReader(source))
+	_ = ast.Walk(doc, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+		if l, ok := n.(*ast.Link); ok && entering && !bytes.Contains(l.Destination, []byte("/")) {
+			if name, ok := bytes.CutSuffix(l.Destination, []byte(".md")); ok {
+				l.Destination = append(bytes.Clone(name), ".html"...)
+			}
+		}
+		return ast.WalkContinue, nil
+	})
+	var b strings.Builder
+	open := []int{}
+	tables, blocks := 0, 0
+	for n := doc.FirstChild(); n != nil; n = n.NextSibling() {
+		if h, ok := n.(*ast.Heading); ok && h.Level > 1 {
+			for len(open) > 0 && open[len(open)-1] >= h.Level {
+				b.WriteString("</section>\n")
+				open = open[:len(open)-1]
+			}
+			open = append(open, h.Level)
+			if h.Level > 2 && leaf(h) {
+				b.WriteString("<section class=\"step\">\n")
+			} else {
+				b.WriteString("<section>\n")
+			}
+		}
+		var part bytes.Buffer
+		if err := md.Renderer().Render(&part, source, n); err != nil {
+			return "", fmt.Errorf("rendering a page: %w", err)
+		}
+		s := part.String()
+		switch n.(type) {
+		case *east.Table: // which may be wider than a phone
+			tables++
+			s = fmt.Sprintf("<div class=\"table\" tabindex=\"0\" role=\"group\" aria-label=\"Table %d\">\n%s</div>\n", tables, s)
+		case *ast.FencedCodeBlock:
+			blocks++
+			s = codeBlock.ReplaceAllStringFunc(s, func(m string) string {
+				language := codeBlock.FindStringSubmatch(m)[1]
+				name := map[string]string{"sh": "Command", "text": "Output"}[language]
+				return fmt.Sprintf(`<pre class="%s" tabindex="0" role="group" aria-label="%s %d"><code>`, language, name, blocks)
+			})
+		}
+		b.WriteString(s)
+	}
+	for range open {
+		b.WriteString("</section>\n")
+	}
+	return b.String(), nil
+}
+
+// leaf reports whether no deeper heading follows before the next one like h.
+func leaf(h *ast.Heading) bool {
+	for n := h.NextSibling(); n != nil; n = n.NextSibling() {
+		if next, ok := n.(*ast.Heading); ok {
+			return next.Level <= h.Level
+		}
+	}
+	return true
+}

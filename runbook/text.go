@@ -1,0 +1,263 @@
+package runbook
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"bj/fleet"
+)
+
+const (
+	maskText   = "***"
+	minMasked  = 4   // bytes; a shorter value would mask half of every page
+	maxLine    = 240 // runes of a line of output
+	maxLines   = 30  // of output
+	hiddenText = "(output not shown: the step is masked)"
+)
+
+// ink is what all text of others passes before it is written.
+type ink struct {
+	secrets  []string // longest first
+	machines *renaming
+	masked   bool // something was masked
+}
+
+// newInk returns the ink of a recipe: its secrets are those of the recipe.
+func (b *Book) newInk(r *fleet.Recipe) (*ink, error) {
+	k := &ink{}
+	add := func(s string) {
+		if len(s) >= minMasked && !slices.Contains(k.secrets, s) {
+			k.secrets = append(k.secrets, s)
+		}
+	}
+	// What a supplier hands out is as secret here; so are all that the fleet has.
+	for _, other := range b.Fleet.Recipes {
+		for _, s := range other.Secrets {
+			value := s.Value
+			if s.Source != "" {
+				data, err := b.Read(s.Source)
+				if err != nil {
+					if other == r {
+						return nil, fmt.Errorf("reading the secret %s of %s: %w", s.Name, r.Label, err)
+					}
+					continue
+				}
+				value = string(data)
+			}
+			add(value)
+			add(strings.TrimRight(value, "\r\n"))
+			if lines := strings.Split(value, "\n"); len(lines) > 1 {
+				for _, line := range lines {
+					add(strings.TrimSpace(line))
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(k.secrets, func(a, b string) int { return len(b) - len(a) })
+	names, err := b.Machines.renaming(b.Fleet, r)
+	if err != nil {
+		return nil, err
+	}
+	k.machines = names
+	return k, nil
+}
+
+func (k *ink) mask(s string) string {
+	for _, v := range k.secrets {
+		if strings.Contains(s, v) {
+			s, k.masked = strings.ReplaceAll(s, v, maskText), true
+		}
+	}
+	return s
+}
+
+// verbatim is for what is pasted: nothing but secrets and names changes.
+func (k *ink) verbatim(s string) string { return k.machines.text(k.mask(s)) }
+
+// shown is for what is read.
+func (k *ink) shown(s string) string { return k.mask(clean(k.verbatim(s))) }
+
+// line is shown, in one line.
+func (k *ink) line(s string) string { return strings.Join(strings.Fields(k.shown(s)), " ") }
+
+// escapes are sequences that terminals take as commands.
+var escapes = regexp.MustCompile("\x1b\\[[0-9;:?<=>]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|\x1b[PX^_][^\x1b]*\x1b\\\\")
+
+// clean makes text harmless to read: escape sequences are taken out, other
+// control characters and invisible ones become visible. Newlines and tabs stay.
+func clean(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.ReplaceAll(escapes.ReplaceAllString(s, ""), "\r\n", "\n")
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return r
+		case r == '\r':
+			return '\n' // a line that was written over
+		case r < 0x20:
+			return 0x2400 + r
+		case r == 0x7f:
+			return 0x2421
+		case unicode.Is(unicode.Cc, r), unicode.Is(unicode.Cf, r), unicode.Is(unicode.Co, r), r == 0x2028, r == 0x2029, r == 0x115F, r == 0x1160, r == 0x3164, r == 0xFFA0:
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
+
+// pasteable reports whether text survives a terminal and an editor as it is.
+func pasteable(s string) bool {
+	if !utf8.ValidString(s) || strings.ContainsRune(s, '\uFFFD') || clean(s) != s {
+		return false
+	}
+	for line := range strings.Lines(s) {
+		if len(line) > 1000 { // terminals cut lines at some 4000 bytes
+			return false
+		}
+	}
+	return true
+}
+
+// output is what was printed, short enough for a page: the end of it.
+func (k *ink) output(s string) string {
+	lines := strings.Split(strings.TrimRight(k.shown(s), "\n \t"), "\n")
+	if n := len(lines) - maxLines; n > 0 {
+		lines = append([]string{fmt.Sprintf("… (%d lines before)", n)}, lines[n:]...)
+	}
+	for i, line := range lines {
+		if n := utf8.RuneCountInString(line); n > maxLine {
+			lines[i] = fmt.Sprintf("%s… (%d more characters)", string([]rune(line)[:maxLine]), n-maxLine)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// special are the places at which Markdown would read words as markup.
+var special = strings.NewReplacer(`\`, `\\`, "`", "\\`", "*", `\*`, "[", `\[`, "]", `\]`, "<", `\<`, ">", `\>`, "&", `\&`, "|", `\|`, "~", `\~`, "!", `\!`, "$", `\$`)
+
+// lineStart is what begins a block.
+var lineStart = regexp.MustCompile(`^(\s*)([-+=#:]|\d+[.)])`)
+
+// underscore is one that is not inside a word.
+var underscore = regexp.MustCompile(`(^|\W)_|_(\W|$)|__`)
+
+// escape writes one line of plain text as Markdown.
+func escape(s string) string {
+	s = special.Replace(s)
+	if underscore.MatchString(s) {
+		s = strings.ReplaceAll(s, "_", `\_`)
+	}
+	if m := lineStart.FindStringSubmatchIndex(s); m != nil {
+		s = s[:m[5]-1] + `\` + s[m[5]-1:]
+	}
+	return s
+}
+
+// inline writes one line of words, in which `this` is code, as docstrings have it.
+func inline(s string) string {
+	parts := strings.Split(s, "`")
+	if len(parts)%2 == 0 || strings.Contains(s, "``") {
+		return escape(s)
+	}
+	var b strings.Builder
+	for i, p := range parts {
+		switch {
+		case i%2 == 1:
+			b.WriteString(code(p))
+		case i == 0:
+			b.WriteString(escape(p))
+		default:
+			t := escape("x" + p) // not the beginning of a line
+			b.WriteString(t[1:])
+		}
+	}
+	return b.String()
+}
+
+// code writes a code span; s has no newline.
+func code(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\t' }), " ")
+	if s == "" {
+		return "(empty)"
+	}
+	tick := strings.Repeat("`", longest(s, '`')+1)
+	if strings.HasPrefix(s, "`") || strings.HasSuffix(s, "`") || strings.HasPrefix(s, " ") && strings.HasSuffix(s, " ") && strings.Trim(s, " ") != "" {
+		s = " " + s + " "
+	}
+	return tick + s + tick
+}
+
+// cell is code in a table, where a bar would end the cell.
+func cell(markdown string) string { return strings.ReplaceAll(markdown, "|", `\|`) }
+
+// fence writes a block of code.
+func fence(language, s string) string {
+	marks := strings.Repeat("`", max(3, longest(s, '`')+1))
+	return marks + language + "\n" + strings.TrimSuffix(s, "\n") + "\n" + marks + "\n"
+}
+
+// longest is the length of the longest run of c in s.
+func longest(s string, c rune) int {
+	most, n := 0, 0
+	for _, r := range s {
+		if n++; r != c {
+			n = 0
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+// prose writes a docstring: paragraphs, and lists whose items begin with "- ".
+func (k *ink) prose(s string) string {
+	var b strings.Builder
+	for _, paragraph := range regexp.MustCompile(`\n[ \t]*\n`).Split(strings.TrimSpace(k.shown(s)), -1) {
+		var lines []string
+		for line := range strings.Lines(paragraph) {
+			line = strings.TrimSpace(line)
+			if item, ok := strings.CutPrefix(line, "- "); ok {
+				lines = append(lines, "- "+inline(item))
+			} else if line != "" {
+				lines = append(lines, line)
+			}
+		}
+		// A code span may go over the end of a line.
+		text := strings.Join(lines, "\n")
+		if !strings.Contains(text, "\n- ") && !strings.HasPrefix(text, "- ") {
+			text = wrap(inline(strings.Join(lines, " ")), 88)
+		}
+		if text != "" {
+			b.WriteString(text + "\n\n")
+		}
+	}
+	return b.String()
+}
+
+// wrap breaks words into lines of at most width bytes. A line that would begin
+// like a block stays with the one before.
+func wrap(s string, width int) string {
+	var b strings.Builder
+	n := 0
+	inCode := false
+	for i, word := range strings.Split(s, " ") {
+		switch {
+		case i == 0:
+		case n+1+len(word) > width && !inCode && !lineStart.MatchString(word) && !strings.HasPrefix(word, ">"):
+			b.WriteByte('\n')
+			n = 0
+		default:
+			b.WriteByte(' ')
+			n++
+		}
+		b.WriteString(word)
+		n += len(word)
+		if strings.Count(strings.ReplaceAll(word, "\\`", ""), "`")%2 == 1 {
+			inCode = !inCode
+		}
+	}
+	return b.String()
+}
