@@ -43,6 +43,7 @@ type lab struct {
 
 	mu   sync.Mutex
 	seen map[string]bool // "tcp 192.0.2.10 7000"
+	came int
 }
 
 // labAddresses are production's, and labPorts those that it listens on, by tcp
@@ -247,6 +248,14 @@ func (l *lab) note(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seen[name] = true
+	l.came++
+}
+
+// visits returns how often somebody came.
+func (l *lab) visits() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.came
 }
 
 // contacts returns who came.
