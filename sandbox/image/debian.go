@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -62,6 +63,9 @@ func (s *Store) debianRoot(ctx context.Context, i *sandbox.Image, progress func(
 		argv = append(argv, release, out)
 		argv = append(argv, sources...)
 		if _, err := (command{work, env, argv}).run(ctx); err != nil {
+			if os.Geteuid() != 0 && strings.Contains(err.Error(), "chroot mode") {
+				return made{}, hint(err, "an ordinary user needs subordinate ids to make a root: apt-get install uidmap, and usermod --add-subuids and --add-subgids")
+			}
 			return made{}, hint(err, "are the packages in Debian "+release+"? the first making needs its repository; what is cached needs none")
 		}
 		names, err := installed(out)

@@ -217,6 +217,13 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
 	}
+	if !b.m.Base.host() {
+		if fi, err := os.Stat(lower[len(lower)-1]); err == nil {
+			if err := os.Chmod(upper, fi.Mode()&(fs.ModePerm|fs.ModeSticky|fs.ModeSetgid)); err != nil {
+				return fmt.Errorf("setting the mode of /%s: %w", top, err)
+			}
+		}
+	}
 	// Folders that belong to the machine's root from the start: of the host's
 	// own it could not change one where ids are not mapped.
 	for _, f := range folders {
