@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,6 +50,9 @@ func (s *Store) ociRoot(ctx context.Context, i *sandbox.Image, progress func(str
 		start := time.Now()
 		progress("unpacking the OCI image " + i.OCI)
 		if err := validate.Image(image); err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				return made{}, hint(fmt.Errorf("checking the OCI layout %s: %w", dir, err), "let the user who runs bj read it: chmod -R a+rX "+dir)
+			}
 			return made{}, hint(fmt.Errorf("checking the OCI layout %s: %w", dir, err), "a blob is not what its digest says: copy the image again")
 		}
 		out := filepath.Join(work, "root.tar")

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,27 +20,8 @@ const stage = "/sys"
 // on most hosts), the machine has the same link.
 var hostTops = []string{"usr", "etc", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
 
-// ownTops are top-level folders that each machine has of its own, whatever an
-// image has there.
-var ownTops = []string{"proc", "sys", "dev", "run", "tmp"}
-
 // hostBase is the host's own root.
 func hostBase() (base, error) { return readBase("/", hostTops) }
-
-// imageBase is the root of an image that lies in dir.
-func imageBase(dir string) (base, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return base{}, fmt.Errorf("reading the root of an image: %w", err)
-	}
-	var tops []string
-	for _, e := range entries {
-		if !slices.Contains(ownTops, e.Name()) {
-			tops = append(tops, e.Name())
-		}
-	}
-	return readBase(dir, tops)
-}
 
 func readBase(dir string, tops []string) (base, error) {
 	b := base{Dir: dir, Links: map[string]string{}}
@@ -158,8 +138,11 @@ func (b *rootBuilder) mountLayers() error {
 	return nil
 }
 
-// mountTops lays memory over layers over the folders of the base.
+// mountTops lays memory over layers over the host's folders.
 func (b *rootBuilder) mountTops() error {
+	if !b.m.Base.host() {
+		return b.mountImage()
+	}
 	lower := map[string][]string{}
 	var order []string
 	add := func(top, path string) {
@@ -217,27 +200,18 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
 	}
-	if !b.m.Base.host() {
-		if fi, err := os.Stat(lower[len(lower)-1]); err == nil {
-			if err := os.Chmod(upper, fi.Mode()&(fs.ModePerm|fs.ModeSticky|fs.ModeSetgid)); err != nil {
-				return fmt.Errorf("setting the mode of /%s: %w", top, err)
-			}
-		}
-	}
 	// Folders that belong to the machine's root from the start: of the host's
 	// own it could not change one where ids are not mapped.
 	for _, f := range folders {
-		if (f.path == top || strings.HasPrefix(f.path, top+"/")) && (b.m.Base.host() || !isThere(lower, strings.TrimPrefix(f.path, top))) {
+		if f.path == top || strings.HasPrefix(f.path, top+"/") {
 			if err := makeFolder(filepath.Join(stage, "up", f.path), f.mode); err != nil {
 				return err
 			}
 		}
 	}
 	if top == "etc" {
-		if b.m.Base.host() {
-			if err := hide(b.r.Hidden, upper, lower); err != nil {
-				return err
-			}
+		if err := hide(b.r.Hidden, upper, lower); err != nil {
+			return err
 		}
 		if err := b.writeEtcFiles(upper); err != nil {
 			return err
@@ -251,14 +225,6 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 		return fmt.Errorf("mounting memory over /%s: %w", top, err)
 	}
 	return nil
-}
-
-// isThere reports whether one of the lower folders of an overlay has a folder.
-func isThere(lower []string, rel string) bool {
-	return slices.ContainsFunc(lower, func(l string) bool {
-		fi, err := os.Lstat(filepath.Join(l, rel))
-		return err == nil && fi.IsDir()
-	})
 }
 
 // escapeLower writes a path as the option lowerdir of an overlay takes it.
@@ -321,17 +287,15 @@ func makeFolder(path string, mode os.FileMode) error {
 }
 
 func (b *rootBuilder) makeFolders() error {
+	if !b.m.Base.host() {
+		return b.makeImageFolders()
+	}
 	for _, f := range folders {
 		path := filepath.Join(b.root, f.path)
 		if _, err := os.Lstat(path); err == nil {
 			continue // part of an overlay
 		}
 		if err := makeFolder(path, f.mode); err != nil {
-			return err
-		}
-	}
-	if !slices.Contains(b.m.Base.Tops, "etc") {
-		if err := b.writeEtcFiles(filepath.Join(b.root, "etc")); err != nil {
 			return err
 		}
 	}

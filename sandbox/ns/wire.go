@@ -37,7 +37,7 @@ type machineConfig struct {
 // root may not be allowed to.
 type base struct {
 	Dir   string            // "/" for the host's
-	Tops  []string          // folders in it that the machine has
+	Tops  []string          // folders of the host that the machine has; "." alone for an image, of which it has all
 	Links map[string]string // symbolic links in it that the machine has, too
 }
 
