@@ -25,6 +25,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"bj/sandbox/libvirt"
 	"bj/sandbox/ns"
 )
 
@@ -39,6 +40,9 @@ func main() {
 // Nothing may come before it.
 func hidden(args []string) bool {
 	handled, err := ns.Main(args)
+	if !handled {
+		handled, err = libvirt.Main(args)
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bj: error: %v\n", err)
 		os.Exit(exitError)

@@ -2,19 +2,36 @@ package main
 
 import (
 	"context"
+	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 
 	"bj/lang"
 	"bj/sandbox"
 	"bj/sandbox/image"
+	"bj/sandbox/libvirt"
 	"bj/sandbox/ns"
 )
 
 // defaultSandbox is the embedded provider.
 const defaultSandbox = "namespace"
 
+// virtualSandbox is the provider of virtual machines.
+const virtualSandbox = "libvirt"
+
 // sandboxes are the providers that there are.
-func sandboxes() []string { return []string{defaultSandbox} }
+func sandboxes() []string { return []string{defaultSandbox, virtualSandbox} }
+
+// once says everything once.
+func once(say func(string)) func(string) {
+	var said sync.Map
+	return func(s string) {
+		if _, again := said.LoadOrStore(s, true); !again {
+			say(s)
+		}
+	}
+}
 
 // newStore returns what makes tools and images for the machines of a sandbox, of
 // the workspace in that folder.
@@ -32,8 +49,15 @@ func newProvider(ctx context.Context, name, source, cache string, images *image.
 			return nil, err
 		}
 		return ns.New(ns.Options{Agent: agent, Images: images, Notice: say}), nil
-	case "libvirt":
-		return nil, usage("--sandbox "+defaultSandbox, "bj %s does not have the sandbox \"libvirt\" yet, which %s asks for", version, source)
+	case virtualSandbox:
+		agent, err := staticAgent(ctx, cache, say)
+		if err != nil {
+			return nil, err
+		}
+		return libvirt.New(libvirt.Options{
+			URI: os.Getenv("BJ_LIBVIRT_URI"), Agent: agent, Notice: once(say),
+			Images: images,
+		}), nil
 	}
-	return nil, usage(lang.DidYouMean(name, sandboxes(), "there is: "+defaultSandbox), "there is no sandbox %q, which %s asks for", name, source)
+	return nil, usage(lang.DidYouMean(name, sandboxes(), "there are: "+strings.Join(sandboxes(), ", ")), "there is no sandbox %q, which %s asks for", name, source)
 }

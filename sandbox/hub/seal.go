@@ -179,29 +179,17 @@ func (g *Gateway) watch(machine string, fd int, flows *seal.Flows) error {
 	for _, m := range g.machines {
 		byInterface[hubInterface(m.Index)] = m.Name
 	}
-	ready, failed := make(chan struct{}), make(chan error, 1)
-	go func() {
-		failed <- seal.Watch(context.Background(), fd, logGroup, ready, func(d seal.Drop) {
-			if d.Protocol == "icmpv6" && d.ICMPType == multicastReport {
-				return // the machine's kernel says which groups it is in, unasked
-			}
-			name, iface := machine, d.In
-			if name == "" {
-				name, iface = byInterface[d.In], "eth0"
-			} else if iface == "" {
-				iface = d.Out
-			}
-			if name != "" && !g.canaries.saw(CanaryKey{name, d.Protocol, d.Destination}) {
-				flows.Add(name, iface, d)
-			}
-		})
-	}()
-	select {
-	case <-ready:
-		return nil
-	case err := <-failed:
-		return err
-	}
+	return watch(fd, func(d seal.Drop) {
+		name, iface := machine, d.In
+		if name == "" {
+			name, iface = byInterface[d.In], "eth0"
+		} else if iface == "" {
+			iface = d.Out
+		}
+		if name != "" && !g.canaries.saw(CanaryKey{name, d.Protocol, d.Destination}) {
+			flows.Add(name, iface, d)
+		}
+	})
 }
 
 func (g *Gateway) flows() (Flows, error) {

@@ -68,7 +68,7 @@ var (
 	earlyModules = []string{"virtio_pci", "virtio_console"}
 	lateModules  = []string{
 		"virtio_blk", "virtio_net", "virtio_rng", "squashfs", "overlay", "af_packet",
-		"nf_tables", "nfnetlink_log", "nfnetlink_queue", "nft_ct", "nft_log", "nft_socket", "nft_limit", "nft_counter", "nft_reject_inet", "nft_queue",
+		"nf_tables", "nft_objref", "nf_conntrack_netlink", "nfnetlink_log", "nfnetlink_queue", "nft_ct", "nft_log", "nft_socket", "nft_limit", "nft_counter", "nft_reject_inet", "nft_queue",
 	}
 )
 

@@ -54,7 +54,7 @@ func (e *environment) start(ctx context.Context) error {
 		return err
 	}
 	req := setupRequest{Root: rootConfig{
-		Hosts:  hostsFile(e.spec.Machines),
+		Hosts:  hub.HostsFile(e.spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
 		Shadow: shadow,
 		Hidden: e.provider.etc,

@@ -4,13 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
-
-	"bj/sandbox"
 )
 
 // hiddenNames are files and folders of /etc, by pattern of their base name,
@@ -72,21 +69,6 @@ func hiddenEtc() ([]string, error) {
 		return nil, fmt.Errorf("reading /etc: %w", err)
 	}
 	return hidden, nil
-}
-
-// hostsFile is how the machines of an environment know each other.
-func hostsFile(machines []sandbox.MachineSpec) string {
-	var b strings.Builder
-	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	for _, addr := range []func(sandbox.MachineSpec) netip.Addr{
-		func(m sandbox.MachineSpec) netip.Addr { return m.V4 },
-		func(m sandbox.MachineSpec) netip.Addr { return m.V6 },
-	} {
-		for _, m := range machines {
-			fmt.Fprintf(&b, "%s\t%s\n", addr(m), m.Name)
-		}
-	}
-	return b.String()
 }
 
 // shadowFile gives every account of the host a locked password, so that su and

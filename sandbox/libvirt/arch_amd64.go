@@ -1,0 +1,6 @@
+package libvirt
+
+const (
+	machineArch = "x86_64"
+	machineType = "q35"
+)

@@ -1,0 +1,6 @@
+package libvirt
+
+const (
+	machineArch = "aarch64"
+	machineType = "virt"
+)

@@ -1,0 +1,352 @@
+package libvirt
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+	"bj/sandbox/agent"
+	"bj/sandbox/hub"
+)
+
+// guestMain is the first process of a virtual machine. It ends with the machine.
+func guestMain() {
+	err := guest()
+	if err != nil {
+		os.WriteFile("/dev/console", []byte("bj: error: "+err.Error()+"\n"), 0)
+	}
+	unix.Sync()
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	select {}
+}
+
+// portDeadline bounds the wait for a port or disk to appear, and for bj at its
+// other end.
+const portDeadline = 60 * time.Second
+
+func guest() error {
+	for _, m := range []struct{ kind, path string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
+		if err := unix.Mount(m.kind, m.path, m.kind, 0, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", m.path, err)
+		}
+	}
+	for _, set := range []string{"early", "late"} {
+		if err := loadModules("/modules/" + set); err != nil {
+			return err
+		}
+	}
+	os.RemoveAll("/modules")
+	ctl, err := openPort(controlPort)
+	if err != nil {
+		return err
+	}
+	channel, err := openPort(agentPort)
+	if err != nil {
+		return err
+	}
+	g := &machine{channel: channel, ended: make(chan error, 1)}
+	go func() { g.ended <- g.serve(ctl) }()
+	return <-g.ended
+}
+
+// machine is the guest's side of the control channel.
+type machine struct {
+	channel *os.File
+	inside  *hub.Inside
+	ended   chan error
+}
+
+func (g *machine) serve(ctl *os.File) error {
+	out := json.NewEncoder(ctl)
+	if err := out.Encode(greeting{Ready: rand.Text()}); err != nil {
+		return fmt.Errorf("greeting bj: %w", err)
+	}
+	lines := bufio.NewScanner(ctl)
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		var r request
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			return fmt.Errorf("reading a request: %w", err)
+		}
+		result, err := g.handle(r)
+		var answer response
+		if err == nil {
+			answer.Result, err = json.Marshal(result)
+		}
+		if err != nil {
+			answer = response{Error: err.Error()}
+		}
+		if err := out.Encode(answer); err != nil {
+			return fmt.Errorf("answering bj: %w", err)
+		}
+	}
+	// Without bj there is no machine.
+	return lines.Err()
+}
+
+func (g *machine) handle(r request) (any, error) {
+	if r.Method == "become" {
+		var id identity
+		if err := json.Unmarshal(r.Params, &id); err != nil {
+			return nil, err
+		}
+		return nil, g.become(id)
+	}
+	if g.inside == nil {
+		return nil, errors.New("the machine does not know yet who it is")
+	}
+	switch r.Method {
+	case "seal":
+		var p sandbox.Policy
+		if err := json.Unmarshal(r.Params, &p); err != nil {
+			return nil, err
+		}
+		return nil, g.inside.Seal(p)
+	case "expect":
+		var keys []hub.CanaryKey
+		if err := json.Unmarshal(r.Params, &keys); err != nil {
+			return nil, err
+		}
+		g.inside.Expect(keys)
+		return nil, nil
+	case "flows":
+		return g.inside.Flows()
+	case "rules":
+		return g.inside.Rules()
+	}
+	return nil, fmt.Errorf("the machine knows no %q", r.Method)
+}
+
+// become makes the machine the one that id says, and starts its agent.
+func (g *machine) become(id identity) error {
+	if g.inside != nil {
+		return errors.New("it is somebody already")
+	}
+	if err := addEntropy(id.Entropy); err != nil {
+		return fmt.Errorf("adding entropy: %w", err)
+	}
+	tv := unix.NsecToTimeval(id.Clock)
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("setting the clock: %w", err)
+	}
+	if err := unix.Sethostname([]byte(id.Name)); err != nil {
+		return fmt.Errorf("setting the host name: %w", err)
+	}
+	if err := hub.Quiet(); err != nil {
+		return err
+	}
+	if err := buildRoot(id); err != nil {
+		return err
+	}
+	g.inside = &hub.Inside{Name: id.Name, Index: id.Index, V4: id.V4, V6: id.V6}
+	go func() {
+		g.ended <- agent.Serve(context.Background(), g.channel, agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"})
+	}()
+	return nil
+}
+
+// loadModules loads the modules that the file names, in that order.
+func loadModules(list string) error {
+	data, err := os.ReadFile(list)
+	if err != nil {
+		return fmt.Errorf("reading the list of modules: %w", err)
+	}
+	for _, path := range strings.Fields(string(data)) {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("loading a module: %w", err)
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("loading %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// await polls until f has something, or the deadline has passed.
+func await(what string, f func() (bool, error)) error {
+	for deadline := time.Now().Add(portDeadline); ; time.Sleep(2 * time.Millisecond) {
+		if ok, err := f(); ok || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waiting for %s: not within %s", what, portDeadline)
+		}
+	}
+}
+
+// openPort opens the virtio-serial port of that name when bj is at its other end.
+func openPort(name string) (*os.File, error) {
+	var f *os.File
+	err := await("the port "+name, func() (bool, error) {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, path := range names {
+			if data, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(data)) != name {
+				continue
+			}
+			var err error
+			f, err = os.OpenFile("/dev/"+filepath.Base(filepath.Dir(path)), os.O_RDWR|unix.O_NONBLOCK, 0)
+			if errors.Is(err, fs.ErrNotExist) {
+				return false, nil
+			}
+			return err == nil, err
+		}
+		return false, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Without the other end every read is an end of file.
+	err = await("bj at the port "+name, func() (bool, error) {
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLOUT}}
+		unix.Poll(fds, 0)
+		return fds[0].Revents&unix.POLLHUP == 0 && fds[0].Revents&unix.POLLOUT != 0, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Fd made it a blocking file.
+	return f, unix.SetNonblock(int(f.Fd()), true)
+}
+
+// addEntropy gives the kernel fresh random bytes, and makes it use them.
+func addEntropy(b []byte) error {
+	const reseed = 0x5207 // RNDRESEEDCRNG
+	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	pool := make([]byte, 8+len(b)) // struct rand_pool_info
+	binary.NativeEndian.PutUint32(pool, uint32(8*len(b)))
+	binary.NativeEndian.PutUint32(pool[4:], uint32(len(b)))
+	copy(pool[8:], b)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), reseed, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// buildRoot mounts the disks read-only, memory above, and moves there.
+func buildRoot(id identity) error {
+	var lower []string
+	for i := range id.Layers + 1 {
+		// The root is the first disk; layers follow, and lie above it.
+		dev, dir := "/dev/vd"+string(rune('a'+i)), fmt.Sprintf("/lower/%d", i)
+		if err := await(dev, func() (bool, error) { _, err := os.Stat(dev); return err == nil, nil }); err != nil {
+			return err
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("making %s: %w", dir, err)
+		}
+		if err := unix.Mount(dev, dir, "squashfs", unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", dev, err)
+		}
+		if i > 0 {
+			lower = append(lower, dir)
+		}
+	}
+	lower = append(lower, "/lower/0")
+	opts := "mode=0755"
+	if id.Disk > 0 {
+		opts += fmt.Sprintf(",size=%d", id.Disk)
+	}
+	if err := unix.Mount("tmpfs", "/upper", "tmpfs", 0, opts); err != nil {
+		return fmt.Errorf("mounting memory for the root: %w", err)
+	}
+	for _, dir := range []string{"/upper/files", "/upper/work"} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("making %s: %w", dir, err)
+		}
+	}
+	if err := unix.Mount("overlay", "/root", "overlay", 0, "lowerdir="+strings.Join(lower, ":")+",upperdir=/upper/files,workdir=/upper/work"); err != nil {
+		return fmt.Errorf("mounting the root: %w", err)
+	}
+	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "root", "home", "mnt", "opt", "srv", "var/tmp", "var/log", "var/lib", "var/cache", "etc"} {
+		if err := os.MkdirAll("/root/"+dir, 0o755); err != nil {
+			return fmt.Errorf("making /%s: %w", dir, err)
+		}
+	}
+	for dir, mode := range map[string]os.FileMode{"tmp": 0o777 | os.ModeSticky, "var/tmp": 0o777 | os.ModeSticky, "root": 0o700} {
+		if err := os.Chmod("/root/"+dir, mode); err != nil {
+			return err
+		}
+	}
+	for name, text := range map[string]string{"hosts": id.Hosts, "hostname": id.Name + "\n", "resolv.conf": id.Resolv, "machine-id": id.MachineID + "\n"} {
+		path := "/root/etc/" + name
+		os.Remove(path) // a link, perhaps
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return fmt.Errorf("writing /etc/%s: %w", name, err)
+		}
+	}
+	os.Remove("/root/etc/mtab")
+	if err := os.Symlink("/proc/self/mounts", "/root/etc/mtab"); err != nil {
+		return fmt.Errorf("linking /etc/mtab: %w", err)
+	}
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		if err := unix.Mount(dir, "/root"+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("moving %s: %w", dir, err)
+		}
+	}
+	if err := os.Chdir("/root"); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("moving the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("entering the root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV
+	for _, m := range []struct {
+		kind, path, opts string
+		flags            uintptr
+	}{
+		{"tmpfs", "/run", "mode=0755", quiet},
+		{"tmpfs", "/tmp", "mode=1777", quiet},
+		{"devpts", "/dev/pts", "ptmxmode=0666,mode=0620,gid=5", unix.MS_NOSUID | unix.MS_NOEXEC},
+		{"tmpfs", "/dev/shm", "mode=1777", quiet},
+		{"mqueue", "/dev/mqueue", "", quiet | unix.MS_NOEXEC},
+		{"cgroup2", "/sys/fs/cgroup", "", quiet | unix.MS_NOEXEC},
+	} {
+		if err := os.MkdirAll(m.path, 0o755); err != nil && m.kind != "cgroup2" {
+			return fmt.Errorf("making %s: %w", m.path, err)
+		}
+		if err := unix.Mount(m.kind, m.path, m.kind, m.flags, m.opts); err != nil && m.kind != "mqueue" {
+			return fmt.Errorf("mounting %s: %w", m.path, err)
+		}
+	}
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod("/run/lock", 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"} {
+		if err := os.Symlink(target, "/dev/"+name); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("linking /dev/%s: %w", name, err)
+		}
+	}
+	return nil
+}

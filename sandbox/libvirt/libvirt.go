@@ -1,0 +1,485 @@
+// Package libvirt is the provider of virtual machines: ephemeral domains of a
+// libvirt on this host, sealed from outside.
+//
+//	bj ── control ── gateway (hub) ═ tap ═ QEMU ─ machine: agent = first process
+//	 ├── libvirt: a transient domain for each machine
+//	 └── two virtio-serial channels for each machine: control, agent
+//
+// The gateway is a process whose network namespace is the hub, the same one as
+// under namespaces (package hub). Every machine's only link is a tap that is
+// moved into the hub before the machine runs a single instruction, and that is
+// down until the seal holds. So what judges a machine's packets is the hub's
+// rules on the host, whatever root of the machine does.
+//
+// A machine boots a kernel directly, with the agent as its first process; it
+// learns who it is over the control channel, and acknowledges that before
+// anything runs. Disks are read-only and shared, with memory above.
+//
+// If bj dies, the kernel ends the gateway and so every link; the machines see
+// their channels end and power off; and libvirt destroys what bj's connection
+// owned. What is left after a kill of libvirtd too carries the lease's name, and
+// the next bj removes it.
+package libvirt
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	govirt "github.com/digitalocean/go-libvirt"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
+	"bj/sandbox/agent"
+	"bj/sandbox/hub"
+	"bj/sandbox/image"
+)
+
+// Options are the provider's settings.
+type Options struct {
+	URI    string       // of a libvirt on this host; DefaultURI if empty
+	Agent  string       // static program that answers Main's commands, here and in machines
+	Images *image.Store // where kernels and roots come from
+	State  string       // folder of leases; /run/bj/libvirt if empty
+	// Notice takes words for people. Each is said once.
+	Notice func(string)
+}
+
+// Provider leases virtual machines.
+type Provider struct {
+	opts Options
+
+	mu  sync.Mutex
+	kvm *bool // nil until probed
+}
+
+// New returns the provider. It does nothing to the host.
+func New(opts Options) *Provider {
+	if opts.URI == "" {
+		opts.URI = DefaultURI
+	}
+	if opts.State == "" {
+		opts.State = "/run/bj/libvirt"
+	}
+	if opts.Notice == nil {
+		opts.Notice = func(string) {}
+	}
+	return &Provider{opts: opts}
+}
+
+// Name implements sandbox.Provider.
+func (p *Provider) Name() string { return "libvirt" }
+
+// bootDeadline bounds the boot of one machine: an emulated one on a busy host
+// takes a minute at times.
+const bootDeadline = 3 * time.Minute
+
+// probeDeadline bounds the boot that tells whether KVM works: with it, a
+// machine is there in a second.
+const probeDeadline = 20 * time.Second
+
+// Check implements sandbox.Provider: it leases one machine, seals it and runs a
+// command, since nothing less tells whether that works.
+func (p *Provider) Check(ctx context.Context) error {
+	env, err := p.Lease(ctx, sandbox.Spec{Owner: "doctor", Machines: []sandbox.MachineSpec{{
+		Name: "probe", CPUs: 1, Memory: 64 << 20, Disk: 16 << 20,
+		V4: netip.MustParseAddr("198.18.0.10"), V6: netip.MustParseAddr("fd62:6a::10"),
+	}}})
+	if err != nil {
+		return err
+	}
+	defer env.Release(context.WithoutCancel(ctx))
+	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
+		return err
+	}
+	proc, err := env.Machines()[0].Start(ctx, sandbox.Command{Argv: []string{"/bin/true"}, Unit: "probe"}, func(sandbox.Stream, []byte) {})
+	if err != nil {
+		return sandbox.AsError(err, sandbox.CodeLease)
+	}
+	exit, err := proc.Wait(ctx)
+	if err != nil {
+		return sandbox.AsError(err, sandbox.CodeLease)
+	}
+	if exit.Code != 0 {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("running /bin/true in a machine: exit code %d", exit.Code)}
+	}
+	return nil
+}
+
+// files is the folder of a lease's sockets and consoles.
+func (p *Provider) files(lease string) string { return filepath.Join(p.opts.State, "files", lease) }
+
+// Reap implements sandbox.Provider.
+func (p *Provider) Reap(ctx context.Context) ([]string, error) {
+	return hub.Reap(ctx, p.opts.State, func(ctx context.Context, name string, _ hub.Record) error {
+		l, err := connect(ctx, p.opts.URI)
+		if err == nil {
+			defer l.Disconnect()
+			err = destroyLease(ctx, l, name)
+		}
+		// Without libvirt, the processes themselves are what counts.
+		return errors.Join(killEmulators(ctx, name), removeTaps(name), os.RemoveAll(p.files(name)))
+	})
+}
+
+// destroyLease destroys the domains of a lease.
+func destroyLease(ctx context.Context, l *govirt.Libvirt, lease string) error {
+	domains, _, err := l.ConnectListAllDomains(1, 0)
+	if err != nil {
+		return fmt.Errorf("listing domains: %w", err)
+	}
+	var group errgroup.Group
+	for _, d := range domains {
+		if strings.HasPrefix(d.Name, lease+"-") {
+			group.Go(func() error { return destroy(l, d) })
+		}
+	}
+	return group.Wait()
+}
+
+func destroy(l *govirt.Libvirt, d govirt.Domain) error {
+	err := l.DomainDestroyFlags(d, govirt.DomainDestroyDefault)
+	if err != nil && !govirt.IsNotFound(err) && !strings.Contains(err.Error(), "domain is not running") {
+		return fmt.Errorf("destroying %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+// checkSpec refuses what this provider cannot give.
+func (p *Provider) checkSpec(spec sandbox.Spec) error {
+	if os.Geteuid() != 0 {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: errors.New("virtual machines need root: their links are made in the kernel"), Hint: "run bj as root, or use --sandbox namespace"}
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("reading the host's memory: %w", err)
+	}
+	total := int64(info.Totalram) * int64(info.Unit)
+	var sum int64
+	for _, m := range spec.Machines {
+		sum += m.Memory + overhead
+		if !m.V4.Is4() || !m.V6.Is6() {
+			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
+		}
+		if m.Image != nil && (m.Image.Systemd || m.Image.Disk != "") {
+			return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("leasing %s: this version cannot start the image %q by itself yet", m.Name, m.Image.Name), Hint: "use image(debian = [...]) without systemd"}
+		}
+	}
+	if sum > total {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("the machines ask for %d MiB of memory with their kernels, this host has %d", sum>>20, total>>20), Hint: "ask for less memory, or run it on a larger host"}
+	}
+	return nil
+}
+
+// Lease implements sandbox.Provider.
+func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Environment, error) {
+	if err := p.checkSpec(spec); err != nil {
+		return nil, err
+	}
+	conn, err := connect(ctx, p.opts.URI)
+	if err != nil {
+		return nil, err
+	}
+	e := &environment{provider: p, libvirt: conn, spec: spec}
+	if err := e.start(ctx); err != nil {
+		e.Release(context.WithoutCancel(ctx))
+		return nil, explain(err)
+	}
+	return e, nil
+}
+
+// explain adds to an error of leasing what mends it.
+func explain(err error) error {
+	var e *sandbox.Error
+	if errors.As(err, &e) {
+		return err
+	}
+	e = &sandbox.Error{Code: sandbox.CodeLease, Err: err}
+	text := err.Error()
+	switch {
+	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "No space left"):
+		e.Hint = "the disk is full: df -h says which; BJ_CACHE names another folder for images"
+	case strings.Contains(text, "emulator") || strings.Contains(text, "qemu-system"):
+		e.Hint = "apt-get install qemu-system-x86"
+	}
+	return e
+}
+
+// accelerated reports whether machines run on KVM: whether one has, since a
+// device that is there may not work. The answer holds until the host reboots.
+func (p *Provider) accelerated(ctx context.Context, l *govirt.Libvirt, probe plan) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kvm != nil {
+		return *p.kvm, nil
+	}
+	known := filepath.Join(p.opts.State, "kvm")
+	say := func(works bool) bool {
+		if !works {
+			p.opts.Notice("KVM does not work here (a machine was booted to see): machines are emulated, which is slow")
+		}
+		p.kvm = &works
+		return works
+	}
+	if data, err := os.ReadFile(known); err == nil {
+		return say(strings.TrimSpace(string(data)) == "works"), nil
+	}
+	works := false
+	if _, err := os.Stat("/dev/kvm"); err == nil {
+		probe.kvm, probe.network, probe.index = true, false, 999
+		ctx, cancel := context.WithTimeout(ctx, probeDeadline)
+		works = p.probe(ctx, l, probe) == nil
+		cancel()
+	}
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	answer := "broken\n"
+	if works {
+		answer = "works\n"
+	}
+	if err := os.WriteFile(known, []byte(answer), 0o644); err != nil {
+		return false, fmt.Errorf("noting whether KVM works: %w", err)
+	}
+	return say(works), nil
+}
+
+func (p *Provider) probe(ctx context.Context, l *govirt.Libvirt, m plan) error {
+	text, err := m.xml()
+	if err != nil {
+		return err
+	}
+	d, err := l.DomainCreateXML(text, govirt.DomainStartAutodestroy)
+	if err != nil {
+		return err
+	}
+	defer destroy(l, d)
+	conn, err := dialPort(ctx, m.port(controlPort))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	other, err := dialPort(ctx, m.port(agentPort))
+	if err != nil {
+		return err
+	}
+	defer other.Close()
+	_, err = newControl(ctx, m.name, conn)
+	return err
+}
+
+// start makes everything up to the point where Seal can be called.
+func (e *environment) start(ctx context.Context) error {
+	p := e.provider
+	uid, gid, err := emulatorUser()
+	if err != nil {
+		return err
+	}
+	plans := make([]plan, len(e.spec.Machines))
+	contents := make([][]sandbox.File, len(plans))
+	for i, m := range e.spec.Machines {
+		plans[i] = plan{name: m.Name, index: i, cpus: m.CPUs, memory: m.Memory, uid: uid, gid: gid, network: true}
+		if plans[i].boot, err = p.opts.Images.Boot(ctx, m.Image, p.opts.Agent, p.opts.Notice); err != nil {
+			return fmt.Errorf("making what %s boots: %w", m.Name, err)
+		}
+		for _, path := range []*string{&plans[i].boot.Kernel, &plans[i].boot.Initramfs, &plans[i].boot.Disk.Path} {
+			if *path, err = reachable(*path); err != nil {
+				return err
+			}
+		}
+		for _, f := range m.Files {
+			switch {
+			case f.Tree:
+				disk, err := p.opts.Images.Layer(ctx, f.Source, p.opts.Notice)
+				if err == nil {
+					disk, err = reachable(disk)
+				}
+				if err != nil {
+					return fmt.Errorf("making a disk of %s: %w", f.Source, err)
+				}
+				plans[i].layers = append(plans[i].layers, disk)
+			case f.Source != "":
+				data, err := os.ReadFile(f.Source)
+				if err != nil {
+					return fmt.Errorf("staging %s: %w", f.Path, err)
+				}
+				f.Content, f.Source = data, ""
+				contents[i] = append(contents[i], f)
+			default:
+				contents[i] = append(contents[i], f)
+			}
+		}
+		e.about = plans[i].boot.About
+	}
+	e.lease, _, err = hub.NewLease(p.opts.State, hub.Record{Owner: e.spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, nil)
+	if err != nil {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
+	}
+	folder := p.files(e.lease.Name)
+	if err := os.MkdirAll(folder, 0o711); err != nil {
+		return fmt.Errorf("making the folder of the lease: %w", err)
+	}
+	for i := range plans {
+		plans[i].folder = folder
+		plans[i].lease = metadata{Name: e.lease.Name, State: p.opts.State, Owner: e.spec.Owner}
+	}
+	if len(plans) > 0 {
+		kvm, err := p.accelerated(ctx, e.libvirt, plans[0])
+		if err != nil {
+			return err
+		}
+		e.kvm = kvm
+	}
+	gw, conn, err := startGateway(p.opts.Agent, e.lease.File)
+	if err != nil {
+		return err
+	}
+	e.gateway = gw
+	e.Client = hub.NewClient(e.spec, conn)
+	go e.Run()
+
+	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
+	defer cancel()
+	var req setupRequest
+	e.machines = make([]*guestMachine, len(plans))
+	group, gctx := errgroup.WithContext(ctx)
+	for i, m := range plans {
+		m.kvm = e.kvm
+		req.Machines = append(req.Machines, struct {
+			Name   string
+			V4, V6 netip.Addr
+			Tap    string
+		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.domain()})
+		group.Go(func() error {
+			g, err := e.boot(gctx, m)
+			if err != nil {
+				return fmt.Errorf("starting %s: %w", m.name, err)
+			}
+			e.machines[i] = g
+			return nil
+		})
+	}
+	err = group.Wait()
+	if err == nil {
+		_, err = e.Peer.Call(ctx, "setup", req, nil)
+	}
+	if err != nil {
+		if s := gw.stderr.String(); s != "" {
+			return fmt.Errorf("%w: %s", err, s)
+		}
+		return err
+	}
+	group, gctx = errgroup.WithContext(ctx)
+	for i, g := range e.machines {
+		group.Go(func() error {
+			if err := g.become(gctx, e.spec, plans[i], contents[i]); err != nil {
+				return fmt.Errorf("starting %s: %w", g.name, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for _, g := range e.machines {
+		e.Agents = append(e.Agents, g.client)
+		e.Inner = append(e.Inner, g.control)
+	}
+	if !e.spec.Deadline.IsZero() {
+		e.expire = time.AfterFunc(time.Until(e.spec.Deadline), func() { e.Release(context.Background()) })
+	}
+	return nil
+}
+
+// boot makes a machine, gives its link to the hub while it stands still, and
+// lets it run until it waits to be told who it is.
+func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
+	text, err := m.xml()
+	if err != nil {
+		return nil, fmt.Errorf("describing it: %w", err)
+	}
+	if err := addTap(m.domain()); err != nil {
+		return nil, err
+	}
+	// A domain that is created paused has executed nothing.
+	d, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
+	if err != nil {
+		return nil, fmt.Errorf("creating the domain: %w", err)
+	}
+	if err := moveTap(m.domain(), e.gateway.cmd.Process.Pid); err != nil {
+		return nil, err
+	}
+	g := &guestMachine{env: e, index: m.index, name: m.name, domain: d}
+	conn, err := dialPort(ctx, m.port(controlPort))
+	if err != nil {
+		return nil, fmt.Errorf("opening its channel: %w", err)
+	}
+	if g.channel, err = dialPort(ctx, m.port(agentPort)); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("opening its channel: %w", err)
+	}
+	if err := e.libvirt.DomainResume(d); err != nil {
+		conn.Close()
+		g.channel.Close()
+		return nil, fmt.Errorf("letting it run: %w", err)
+	}
+	if g.control, err = newControl(ctx, m.name, conn); err != nil {
+		conn.Close()
+		g.channel.Close()
+		if tail := lastLines(m.console()); tail != "" {
+			err = fmt.Errorf("%w; its console says: %s", err, tail)
+		}
+		return nil, err
+	}
+	return g, nil
+}
+
+// lastLines returns the end of a console, for people.
+func lastLines(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	text := strings.TrimSpace(string(data[max(0, len(data)-600):]))
+	return strings.ToValidUTF8(text, "?")
+}
+
+// become tells a machine who it is, and puts its files on it.
+func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, files []sandbox.File) error {
+	id := identity{
+		Name: g.name, Index: g.index, V4: spec.Machines[g.index].V4, V6: spec.Machines[g.index].V6,
+		Hosts:  hub.HostsFile(spec.Machines),
+		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
+		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
+		Entropy: make([]byte, 64),
+	}
+	var machine [16]byte
+	rand.Read(machine[:])
+	rand.Read(id.Entropy)
+	id.MachineID = hex.EncodeToString(machine[:])
+	id.Clock = time.Now().UnixNano()
+	if err := g.control.call(ctx, "become", id, nil); err != nil {
+		return err
+	}
+	var err error
+	if g.client, err = agent.NewClient(ctx, g.channel); err != nil {
+		return fmt.Errorf("waiting for its agent: %w", err)
+	}
+	for _, f := range files {
+		if err := g.client.Put(ctx, f); err != nil {
+			return fmt.Errorf("staging %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+var _ sandbox.Provider = (*Provider)(nil)

@@ -1,0 +1,173 @@
+package libvirt
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"bj/sandbox"
+	"bj/sandbox/hub"
+)
+
+// What travels over the control channel: JSON, one message a line. The machine
+// speaks first, a greeting; then each request of bj is answered in turn.
+const (
+	controlPort = "bj.control"
+	agentPort   = "bj.agent"
+
+	// maxLine bounds one message, in bytes.
+	maxLine = 16 << 20
+	// replyDeadline bounds the wait for an answer: an emulated machine is slow.
+	replyDeadline = 90 * time.Second
+)
+
+type greeting struct {
+	Ready string // a nonce
+}
+
+type request struct {
+	Method string
+	Params json.RawMessage `json:",omitempty"`
+}
+
+type response struct {
+	Error  string          `json:",omitempty"`
+	Result json.RawMessage `json:",omitempty"`
+}
+
+// identity is what makes a machine this one and no other. Nothing runs on a
+// machine before it has acknowledged it.
+type identity struct {
+	Name      string
+	Index     int
+	V4, V6    netip.Addr
+	MachineID string
+	Hosts     string // /etc/hosts
+	Resolv    string // /etc/resolv.conf
+	Disk      int64  // bytes of memory above the root; 0 for the kernel's default
+	Layers    int    // disks that are laid over the root, the first on top
+	Clock     int64  // Unix nanoseconds
+	Entropy   []byte
+}
+
+// control is bj's end of a machine's control channel. It implements hub.Inner.
+type control struct {
+	machine string
+	mu      sync.Mutex
+	conn    net.Conn
+	lines   *bufio.Scanner
+	broken  error
+}
+
+// newControl waits for the machine's greeting.
+func newControl(ctx context.Context, machine string, conn net.Conn) (*control, error) {
+	c := &control{machine: machine, conn: conn, lines: bufio.NewScanner(conn)}
+	c.lines.Buffer(nil, maxLine)
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	line, err := c.line()
+	if err != nil {
+		return nil, fmt.Errorf("waiting for it to boot: %w", cause(ctx, err))
+	}
+	var g greeting
+	if err := json.Unmarshal(line, &g); err != nil || g.Ready == "" {
+		return nil, fmt.Errorf("waiting for it to boot: it says %.80q", line)
+	}
+	return c, nil
+}
+
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (c *control) line() ([]byte, error) {
+	if c.lines.Scan() {
+		return c.lines.Bytes(), nil
+	}
+	if err := c.lines.Err(); err != nil {
+		return nil, err
+	}
+	return nil, hub.ErrGone
+}
+
+// call sends a request and waits for its answer. An error of the channel ends
+// it: an answer that comes too late would be taken for the next one's.
+func (c *control) call(ctx context.Context, method string, params, result any) error {
+	body, err := json.Marshal(params)
+	if err != nil {
+		return err
+	}
+	msg, err := json.Marshal(request{Method: method, Params: body})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return c.broken
+	}
+	c.conn.SetDeadline(time.Now().Add(replyDeadline))
+	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var line []byte
+	if _, err = c.conn.Write(append(msg, '\n')); err == nil {
+		line, err = c.line()
+	}
+	if err != nil {
+		var timeout net.Error
+		if ctx.Err() == nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+			err = hub.ErrGone
+		}
+		c.broken = fmt.Errorf("asking %s for %s: %w", c.machine, method, cause(ctx, err))
+		c.conn.Close()
+		return c.broken
+	}
+	var r response
+	if err := json.Unmarshal(line, &r); err != nil {
+		return fmt.Errorf("asking %s for %s: %w", c.machine, method, err)
+	}
+	if r.Error != "" {
+		return fmt.Errorf("asking %s for %s: it says: %s", c.machine, method, r.Error)
+	}
+	if result == nil {
+		return nil
+	}
+	return json.Unmarshal(r.Result, result)
+}
+
+func (c *control) Seal(ctx context.Context, p sandbox.Policy) error {
+	return c.call(ctx, "seal", p, nil)
+}
+
+func (c *control) Expect(ctx context.Context, keys []hub.CanaryKey) error {
+	return c.call(ctx, "expect", keys, nil)
+}
+
+// Flows returns what the machine itself saw. It can speak of itself only, and
+// of its inside: what it says else is root's of that machine.
+func (c *control) Flows(ctx context.Context) (f hub.Flows, err error) {
+	err = c.call(ctx, "flows", struct{}{}, &f)
+	for i := range f.Blocked {
+		f.Blocked[i].Machine = c.machine
+	}
+	for i := range f.Seen {
+		f.Seen[i].Machine = c.machine
+	}
+	return f, err
+}
+
+func (c *control) Rules(ctx context.Context) (text string, err error) {
+	err = c.call(ctx, "rules", struct{}{}, &text)
+	return text, err
+}
+
+var _ hub.Inner = (*control)(nil)
