@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ func runDoctor(ctx context.Context, e *env, args []string) error {
 	}
 	failed := false
 	for _, look := range []func(context.Context, *env) finding{
-		lookAtSystem, lookAtCache, lookAtNamespace,
+		lookAtSystem, lookAtCache, lookAtNamespace, lookAtLibvirt,
 		lookForProgram("go", `tool(go = ...) is built with it`, "install Go from https://go.dev/dl, or: apt-get install golang-go"),
 		lookForProgram("apt-get", `tool(deb = ...) is fetched with it`, "a Debian machine has it"),
 		lookForProgram("dpkg-deb", `tool(deb = ...) is unpacked with it`, "apt-get install dpkg"),
@@ -114,22 +115,40 @@ func lookAtCache(_ context.Context, e *env) finding {
 
 // lookAtNamespace leases a machine of the embedded provider.
 func lookAtNamespace(ctx context.Context, e *env) finding {
-	f := finding{name: defaultSandbox, vital: true, text: "machines of namespaces can be leased and sealed"}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // the agent may have to be built
+	f := lookAtSandbox(ctx, e, defaultSandbox, "machines of namespaces can be leased and sealed")
+	f.vital = true
+	return f
+}
+
+// lookAtLibvirt leases a virtual machine, of which bj test has no need unless it
+// is asked for one.
+func lookAtLibvirt(ctx context.Context, e *env) finding {
+	return lookAtSandbox(ctx, e, virtualSandbox, "virtual machines can be leased and sealed")
+}
+
+func lookAtSandbox(ctx context.Context, e *env, name, works string) finding {
+	f := finding{name: name, text: works}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // agent and image may have to be made
 	defer cancel()
 	cache, err := e.cacheDir()
 	if err != nil {
 		cache = filepath.Join(os.TempDir(), "bj-cache")
 	}
-	p, err := newProvider(ctx, defaultSandbox, "bj doctor", cache, newStore(cache, "", defaultSandbox), func(s string) { f.text += "\n" + s })
+	var words []string
+	p, err := newProvider(ctx, name, "bj doctor", cache, newStore(cache, "", name), func(s string) { words = append(words, s) })
 	if err == nil {
 		var removed []string
 		if removed, err = p.Reap(ctx); len(removed) > 0 {
-			f.text += "\nremoved what was left: " + fmt.Sprint(removed)
+			words = append(words, "removed what was left: "+fmt.Sprint(removed))
 		}
 	}
 	if err == nil {
 		err = p.Check(ctx)
+	}
+	if err == nil {
+		f.text = strings.Join(append([]string{works}, words...), "\n")
+	} else {
+		f.text = "--sandbox " + name
 	}
 	f.err = err
 	var fault *sandbox.Error
