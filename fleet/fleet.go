@@ -50,6 +50,20 @@ func (f *Fleet) Recipe(label string) *Recipe {
 	return f.Recipes[i]
 }
 
+// With returns a fleet in which r takes the place of the recipe of its label. It
+// shares all else with f.
+func (f *Fleet) With(r *Recipe) *Fleet {
+	g := *f
+	g.Recipes = slices.Clone(f.Recipes)
+	i, found := slices.BinarySearchFunc(g.Recipes, r.Label, func(x *Recipe, l string) int { return strings.Compare(x.Label, l) })
+	if found {
+		g.Recipes[i] = r
+	} else {
+		g.Recipes = slices.Insert(g.Recipes, i, r)
+	}
+	return &g
+}
+
 // Workspace is what bj.star says about the whole tree; zero fields mean the default.
 type Workspace struct {
 	Name    string   `json:"name"`

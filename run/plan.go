@@ -90,32 +90,49 @@ type Contact struct {
 }
 
 // NewPlans plans recipes of f, one Plan for each, in the same order. A recipe
-// that cannot be run gets a Plan with a Refusal.
+// that cannot be run gets a Plan with a Refusal. One that differs from f's recipe
+// of that label takes its place, in its own plan alone.
 func NewPlans(f *fleet.Fleet, recipes []*fleet.Recipe, o PlanOptions) []*Plan {
 	if o.Supply == "" {
 		o.Supply = Production
 	}
-	recovery := sync.OnceValue(func() *graph.Graph {
+	common := newPlanner(f, o)
+	plans := make([]*Plan, len(recipes))
+	for i, r := range recipes {
+		in := common
+		if f.Recipe(r.Label) != r {
+			in = newPlanner(f.With(r), o)
+		}
+		plans[i] = in.plan(r)
+	}
+	return plans
+}
+
+// planner plans recipes of one fleet.
+type planner struct {
+	fleet    *fleet.Fleet
+	options  PlanOptions
+	recovery func() *graph.Graph
+	waves    func() *waves
+}
+
+func newPlanner(f *fleet.Fleet, o PlanOptions) *planner {
+	return &planner{f, o, sync.OnceValue(func() *graph.Graph {
 		g, err := graph.New(f, graph.Options{})
 		if err != nil { // names that nobody declares: the loader has said so
 			return nil
 		}
 		return g
-	})
-	plans := make([]*Plan, len(recipes))
-	for i, r := range recipes {
-		plans[i] = newPlan(f, r, o)
-		plans[i].recovery = recovery
+	}), sync.OnceValue(func() *waves { return newWaves(f) })}
+}
+
+func (in *planner) plan(r *fleet.Recipe) *Plan {
+	p := newPlan(in.fleet, r, in.options)
+	p.recovery = in.recovery
+	if in.options.Supply == Recipes && p.Refusal == nil {
+		p.Refusal = in.waves().supply(p, in.options)
 	}
-	if o.Supply == Recipes {
-		w := newWaves(f)
-		for _, p := range plans {
-			if p.Refusal == nil {
-				p.Refusal = w.supply(p, o)
-			}
-		}
-	}
-	return plans
+	return p
 }
 
 // newPlan plans r without its suppliers.

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"bj/fleet"
+	"bj/run"
+	"bj/run/event"
+	"bj/sandbox/gate"
+	"bj/sandbox/image"
+)
+
+// demonstration is the fleet of recipes/, and what runs it.
+type demonstration struct {
+	*loaded
+	options run.Options
+	say     bytes.Buffer
+}
+
+func newDemonstration(t *testing.T) *demonstration {
+	t.Helper()
+	d := &demonstration{}
+	e := newEnv()
+	e.dir, e.stderr = filepath.Join("..", ".."), &d.say
+	if dir, err := filepath.Abs(e.dir); err == nil {
+		e.dir = dir
+	}
+	var err error
+	if d.loaded, err = loadFleet(t.Context(), e, []string{"//recipes/..."}, false); err != nil {
+		t.Fatal(err)
+	}
+	cache, done, err := e.cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(done)
+	store := &image.Store{Dir: filepath.Join(cache, "tools"), Workspace: d.workspace.Root}
+	provider, err := newProvider(t.Context(), defaultSandbox, "the test", cache, store, func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.options = run.Options{
+		Provider: provider,
+		Lookup:   gate.Lookup,
+		Stager:   store,
+		Version:  version,
+	}
+	return d
+}
+
+// run runs recipes, which may differ from those of the fleet, n at once.
+func (d *demonstration) run(ctx context.Context, recipes []*fleet.Recipe, n int) []run.Result {
+	o := d.options
+	o.Jobs = n
+	plans := run.NewPlans(d.fleet, recipes, run.PlanOptions{Root: d.workspace.Root, Supply: run.Recipes})
+	return run.Run(ctx, plans, o).Results
+}
+
+// TestFleetInAnyOrder holds that the demonstration fleet recovers also one
+// recipe after the other, and in an order that nobody chose.
+func TestFleetInAnyOrder(t *testing.T) {
+	d := newDemonstration(t)
+	for _, jobs := range []int{1, 4} {
+		recipes := slices.Clone(d.recipes)
+		seed := rand.Uint64()
+		rand.New(rand.NewPCG(seed, 0)).Shuffle(len(recipes), func(i, j int) { recipes[i], recipes[j] = recipes[j], recipes[i] })
+		for _, r := range d.run(t.Context(), recipes, jobs) {
+			if r.Verdict.Verdict != event.Recovered {
+				t.Errorf("%s, %d at once, in the order of seed %d: %s: %s", r.Plan.Label(), jobs, seed, r.Verdict.Verdict, r.Verdict.Reason)
+			}
+		}
+	}
+}
+
+// TestEveryConditionIsNeeded holds that no recipe of the demonstration fleet
+// recovers without one of its conditions: what is not needed is not allowed.
+func TestEveryConditionIsNeeded(t *testing.T) {
+	d := newDemonstration(t)
+	var recipes []*fleet.Recipe
+	var without []fleet.Condition
+	for _, r := range d.recipes {
+		for i, c := range r.Conditions {
+			less := *r
+			less.Conditions = slices.Delete(slices.Clone(r.Conditions), i, i+1)
+			recipes, without = append(recipes, &less), append(without, c)
+		}
+	}
+	if len(recipes) == 0 {
+		t.Fatal("no recipe has a condition")
+	}
+	start := time.Now()
+	for i, r := range d.run(t.Context(), recipes, 6) {
+		what := fmt.Sprintf("%s without %s", r.Plan.Label(), without[i].Text)
+		if r.Verdict.Verdict != event.NotRecovered {
+			t.Errorf("%s: %s: %s", what, r.Verdict.Verdict, r.Verdict.Reason)
+			continue
+		}
+		t.Logf("%s: %s", what, r.Verdict.Reason)
+	}
+	t.Logf("%d conditions in %s", len(recipes), time.Since(start).Round(time.Second))
+}
