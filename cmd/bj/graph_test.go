@@ -241,9 +241,10 @@ func TestReadmeCycle(t *testing.T) {
 	if code := exitCode(execute(t.Context(), e, []string{"graph", "--cycles", "//recipes/..."})); code != exitNotRecovered {
 		t.Fatalf("exit %d: %s", code, &errs)
 	}
-	_, shown, ok := strings.Cut(string(readme), "1 blocking cycle")
-	shown, _, end := strings.Cut("1 blocking cycle"+shown, "```")
-	if !ok || !end || !strings.HasPrefix(out.String(), shown) {
+	// How many services there are is left out: it changes with every recipe.
+	_, shown, ok := strings.Cut(string(readme), "```\nblocking:")
+	shown, _, end := strings.Cut("\nblocking:"+shown, "```")
+	if !ok || !end || !strings.Contains(out.String(), shown) {
 		t.Errorf("README.md shows\n%s\nand bj graph says\n%s", shown, &out)
 	}
 }
