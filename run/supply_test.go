@@ -71,6 +71,14 @@ func TestSupplyByRecipes(t *testing.T) {
 			t.Errorf("%d notes: production is not contacted", n)
 		}
 	})
+	trial(t, func(l *lab) { // a recipe with fewer conditions than the fleet's
+		l.plan.Supply = Recipes
+		l.supplied("dns", "10.0.0.1")
+		l.supplied("pkgs", "10.0.0.2", "dns")
+		r := *l.supplied("web", "10.0.0.3", "pkgs", "dns")
+		r.Conditions = r.Conditions[:1]
+		l.want(&r, "not recovered daemon serve web m", `allow("dns") would allow it`)
+	})
 	trial(t, func(l *lab) { // a supplier that fails is named
 		l.plan.Supply = Recipes
 		dns := l.supplied("dns", "10.0.0.1")

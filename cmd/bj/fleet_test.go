@@ -5,8 +5,11 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,4 +108,32 @@ func TestEveryConditionIsNeeded(t *testing.T) {
 		t.Logf("%s: %s", what, r.Verdict.Reason)
 	}
 	t.Logf("%d conditions in %s", len(recipes), time.Since(start).Round(time.Second))
+}
+
+// TestFleetIsShort holds what the fleet promises to who reads it: a recipe is at
+// most 25 lines long beside its documentation.
+func TestFleetIsShort(t *testing.T) {
+	const most = 25
+	documented := regexp.MustCompile(`(?s)    doc = """.*?""",\n`)
+	calls := regexp.MustCompile(`(?ms)^recipe\(\n.*?^\)$`)
+	files, err := filepath.Glob(filepath.Join("..", "..", "recipes", "*", "*.star"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, call := range calls.FindAllString(string(source), -1) {
+			found++
+			if n := 1 + strings.Count(documented.ReplaceAllString(call, ""), "\n"); n > most {
+				t.Errorf("%s: a recipe of %d lines beside its documentation; %d are enough:\n%s", file, n, most, call)
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("%d recipes were found, which is not the fleet", found)
+	}
 }
