@@ -187,8 +187,8 @@ func (m *Machines) renaming(f *fleet.Fleet, r *fleet.Recipe) (*renaming, error) 
 	}
 	addresses := func(x *hostRow, machine fleet.Machine, own bool) error {
 		for _, pair := range [][2]netip.Addr{{machine.V4, x.v4}, {machine.V6, x.v6}} {
-			if !pair[1].IsValid() {
-				continue
+			if !pair[1].IsValid() || !own && pair[0] != machine.Address {
+				continue // each recipe counts the addresses that it does not say from the same one on
 			}
 			if err := put(pair[0].String(), pair[1].String(), x, own); err != nil {
 				return err

@@ -321,6 +321,13 @@ func (p *page) hardware() {
 	default:
 		p.f("Names and addresses are the recipe's: give them to your machines, or make this page again with `--machines hosts.csv`, which fills in yours.\n\n")
 	}
+	if p.s != nil && len(p.s.Listens) > 0 {
+		var ports []string
+		for _, l := range p.s.Listens {
+			ports = append(ports, code(l.String()))
+		}
+		p.f("The service listens on %s: there its machines must reach each other.\n\n", join(ports))
+	}
 	p.f("On each machine, so that they know each other:\n\n%s\n", fence("sh", "cat >>/etc/hosts <<'END'\n"+hosts.String()+"END"))
 }
 
