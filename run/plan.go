@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -150,7 +151,7 @@ func newPlan(f *fleet.Fleet, r *fleet.Recipe, o PlanOptions) *Plan {
 }
 
 // planPolicy resolves conditions to what is opened.
-func (p *Plan) planPolicy(PlanOptions) *Refusal {
+func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 	r := p.Recipe
 	if s := p.fleet.Service(r.Service); s != nil {
 		p.Policy.Internal = s.Listens
@@ -187,6 +188,11 @@ func (p *Plan) planPolicy(PlanOptions) *Refusal {
 				return refusal
 			}
 			a.Condition, a.Machines = i, c.On
+			if a.HTTP != nil && a.HTTP.Inspect {
+				if refusal := p.verify(a.HTTP, c, e, o); refusal != nil {
+					return refusal
+				}
+			}
 			if e.Host != "" {
 				p.Named = append(p.Named, Named{Allow: a, Endpoint: e})
 				if p.Supply == Production {
@@ -292,9 +298,6 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 	switch e.Scheme {
 	case "tcp", "udp", "icmp":
 	case "http", "https":
-		if (e.Path != "" && e.Path != "/") || len(e.Methods) > 0 {
-			return sandbox.Allow{}, notYet(c.Pos, "judge HTTP requests by path or method", what)
-		}
 	case "unix":
 		return sandbox.Allow{}, notYet(c.Pos, "open Unix sockets", what)
 	case "lib":
@@ -305,8 +308,24 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 	a := sandbox.Allow{Protocol: e.Scheme, Prefix: e.Prefix.Masked(), First: e.Ports.First, Last: e.Ports.Last}
 	if e.Scheme == "http" || e.Scheme == "https" {
 		a.Protocol = "tcp"
+		a.HTTP = judged(e)
 	}
 	return a, nil
+}
+
+// judged returns how requests to an endpoint are judged; nil where it says no
+// more than an address and a port.
+func judged(e fleet.Endpoint) *sandbox.HTTP {
+	finer := e.Path != "" && e.Path != "/" || len(e.Methods) > 0
+	if e.Host == "" && !finer {
+		return nil
+	}
+	h := &sandbox.HTTP{TLS: e.Scheme == "https", Host: e.Host, Path: strings.TrimSuffix(e.Path, "/"), Methods: e.Methods}
+	if e.Host == "" {
+		h.Host = e.Prefix.Addr().String()
+	}
+	h.Inspect = h.TLS && finer
+	return h
 }
 
 // notYet refuses what a later version of bj brings.
@@ -315,7 +334,7 @@ func notYet(at diag.Pos, what, text string) *Refusal {
 }
 
 func sameAllow(a, b sandbox.Allow) bool {
-	return a.Protocol == b.Protocol && a.Prefix == b.Prefix && a.First == b.First && a.Last == b.Last
+	return a.Protocol == b.Protocol && a.Prefix == b.Prefix && a.First == b.First && a.Last == b.Last && reflect.DeepEqual(a.HTTP, b.HTTP)
 }
 
 // probe returns the one address and port that a opens, if it can be tried.

@@ -261,6 +261,14 @@ func (s *site) release() {
 // environ is what a step or validation sees: secrets, captures, and its own.
 func (s *site) environ(own map[string]string) map[string]string {
 	env := maps.Clone(s.plan.Secrets)
+	if env == nil {
+		env = map[string]string{}
+	}
+	if s.policy.Authority != nil {
+		for _, name := range trustVariables {
+			env[name] = trustBundle
+		}
+	}
 	maps.Copy(env, s.captures)
 	maps.Copy(env, own)
 	return env

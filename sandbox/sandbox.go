@@ -101,6 +101,8 @@ type Policy struct {
 	// Names may be resolved beside that; the gate leaves every other question
 	// unanswered.
 	Names []Names
+	// Authority is of the lease: needed where an Allow inspects TLS.
+	Authority *Authority
 	// Dark are conditions that were open and are closed again. Sealing with more
 	// of them, and nothing else changed, cuts what they had let through and
 	// leaves every other connection alone; any other change cuts all.
@@ -117,7 +119,28 @@ type Allow struct {
 	Prefix    netip.Prefix
 	First     uint16 // ports, both included; 0 for icmp
 	Last      uint16
+	// HTTP says that what is sent there is judged; nil opens it as it is.
+	HTTP *HTTP
 }
+
+// HTTP is what requests to an Allow must be. Of several for one destination each
+// opens what it says.
+type HTTP struct {
+	TLS  bool   // https
+	Host string // the name or address as it was written, in lower case: of Host and of SNI
+	// Path is a prefix by whole segments; empty for all.
+	Path    string
+	Methods []string // empty for all
+	// Inspect says that TLS ends at the relay, which shows a certificate of
+	// Policy.Authority; otherwise only the name that the connection asks for is
+	// looked at.
+	Inspect bool
+	CA      string // certificates, in PEM, that the other side is verified with; empty for the host's
+}
+
+// Authority signs the certificates that the relay shows to machines. Both are
+// PEM.
+type Authority struct{ Cert, Key []byte }
 
 // Names lets names be resolved. The gate asks the servers itself, in words of its
 // own, and tells addresses and nothing else.
@@ -246,12 +269,14 @@ type Flow struct {
 	Machine   string
 	Interface string // "lo" for what stayed inside the machine, "eth0" otherwise
 	// Protocol is "tcp", "udp", "icmp", "icmpv6", "ip/132", "arp", "ether/0x88cc",
-	// "unix", or "dns" for a question about Name that the gate left unanswered.
+	// "unix", "http" or "https" for a request that the relay did not pass on, or
+	// "dns" for a question about Name that the gate left unanswered.
 	Protocol    string
 	Source      netip.AddrPort
 	Destination netip.AddrPort // port 0 where the protocol has none
 	Name        string         // the name that had been asked for, or whose answer was Destination
-	Path        string         // of a Unix socket that was not there, for "unix"
+	Path        string         // of a Unix socket that was not there, for "unix"; of a request, for "http" and "https"
+	Method      string         // of a request
 	Origin      *Origin        // nil if not known
 	Count       int64
 	First, Last time.Time

@@ -1,5 +1,15 @@
 package gate
 
+import (
+	"bufio"
+	"bytes"
+	"net/http"
+	"path"
+	"strings"
+
+	"bj/sandbox"
+)
+
 // OpenFlows returns how many flows of UDP and ICMP r carries.
 func OpenFlows(r *Relay) int {
 	r.mu.Lock()
@@ -36,5 +46,25 @@ func CheckWire(t interface{ Errorf(string, ...any) }, b []byte) {
 	}
 	if out, err := w.answer(q, r); err != nil || len(out) > maxMessage {
 		t.Errorf("an answer of %d bytes: %v", len(out), err)
+	}
+}
+
+// CheckRequest holds that what passes is below the path, however it is read.
+func CheckRequest(t interface{ Errorf(string, ...any) }, b []byte) {
+	if _, _, _, err := readHello(bufio.NewReader(bytes.NewReader(b))); err == nil && len(b) == 0 {
+		t.Errorf("nothing was read as a greeting")
+	}
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
+	if err != nil {
+		return
+	}
+	rules := []sandbox.Allow{{HTTP: &sandbox.HTTP{Host: "pkgs.internal", Path: "/stable", Methods: []string{"GET"}}}}
+	if allowRequest(rules, r, false, 80) == nil {
+		return
+	}
+	host, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
+	clean := path.Clean(r.URL.Path)
+	if r.Method != "GET" || strings.TrimSuffix(host, ".") != "pkgs.internal" || clean != "/stable" && !strings.HasPrefix(clean, "/stable/") {
+		t.Errorf("%s %s %s passes", r.Method, r.Host, r.RequestURI)
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,6 +74,8 @@ type Config struct {
 	// Unanswered is told each question about a name that gets no answer because
 	// nothing allows it. It must not call the relay. Nil means nobody is told.
 	Unanswered func(Question)
+	// Refused is told each request that is not passed on. As Unanswered.
+	Refused func(Request)
 
 	DialTimeout time.Duration
 	IdleTimeout time.Duration // of UDP and ICMP
@@ -111,13 +114,15 @@ type Relay struct {
 // epoch is the time between one sealing and the next. All that is relayed
 // belongs to one, and ends with it.
 type epoch struct {
-	ctx     context.Context
-	end     context.CancelFunc
-	policy  *index
-	names   []sandbox.Names
-	pending map[pair]*pending
-	conns   map[*relayed]struct{}
-	flows   map[flowID]*flow
+	ctx    context.Context
+	end    context.CancelFunc
+	policy *index
+	names  []sandbox.Names
+	// authority signs what machines are shown; nil if nothing is inspected.
+	authority *authority
+	pending   map[pair]*pending
+	conns     map[*relayed]struct{}
+	flows     map[flowID]*flow
 }
 
 // pair is the two ends of a connection, as the machine sees them.
@@ -178,7 +183,7 @@ func (r *Relay) newEpoch(p sandbox.Policy) *epoch {
 	ctx, end := context.WithCancel(context.Background())
 	p = p.Narrowed(r.machines())
 	return &epoch{
-		ctx: ctx, end: end, policy: newIndex(p, r.environment()), names: p.Names,
+		ctx: ctx, end: end, policy: newIndex(p, r.environment()), names: p.Names, authority: newAuthority(p.Authority),
 		pending: map[pair]*pending{}, conns: map[*relayed]struct{}{}, flows: map[flowID]*flow{},
 	}
 }
@@ -207,6 +212,8 @@ func (r *Relay) Darken(p sandbox.Policy) error {
 	for c := range e.conns {
 		if dark(addrPort(c.in.RemoteAddr()), c.condition) {
 			conns = append(conns, c)
+		} else if slices.ContainsFunc(c.judged, func(a sandbox.Allow) bool { return dark(addrPort(c.in.RemoteAddr()), a.Condition) }) {
+			conns = append(conns, c) // it may have served what is dark now
 		}
 	}
 	var flows []*flow
@@ -355,6 +362,9 @@ func (r *Relay) Used() []sandbox.Use {
 	}
 	if r.epoch != nil {
 		for c := range r.epoch.conns {
+			if c.judged != nil {
+				continue // its requests have been counted
+			}
 			u := sums[c.condition]
 			u.Condition = c.condition
 			u.Bytes += c.transferred()

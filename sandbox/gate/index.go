@@ -37,9 +37,19 @@ func newIndex(p sandbox.Policy, own map[netip.Addr]bool) *index {
 // find returns the first condition that lets machine connect to an address
 // outside of the environment, and whether there is one.
 func (x *index) find(machine, protocol string, to netip.AddrPort) (condition int, ok bool) {
+	condition, judged, ok := x.match(machine, protocol, to)
+	if len(judged) > 0 {
+		return judged[0].Condition, true
+	}
+	return condition, ok
+}
+
+// match is find, and returns beside it what says which requests may pass. That
+// is nil where some condition opens the destination as it is.
+func (x *index) match(machine, protocol string, to netip.AddrPort) (condition int, judged []sandbox.Allow, ok bool) {
 	a := to.Addr()
 	if machine == "" || x.own[a] || !outside(a) {
-		return 0, false
+		return 0, nil, false
 	}
 	for _, bits := range x.lengths {
 		if bits > a.BitLen() {
@@ -60,12 +70,20 @@ func (x *index) find(machine, protocol string, to netip.AddrPort) (condition int
 			if len(allow.Machines) > 0 && !slices.Contains(allow.Machines, machine) {
 				continue
 			}
+			if allow.HTTP != nil {
+				judged = append(judged, allow)
+				continue
+			}
 			if !ok || allow.Condition < condition {
 				condition, ok = allow.Condition, true
 			}
 		}
 	}
-	return condition, ok
+	if ok {
+		return condition, nil, true
+	}
+	slices.SortStableFunc(judged, func(a, b sandbox.Allow) int { return cmp.Compare(a.Condition, b.Condition) })
+	return 0, judged, len(judged) > 0
 }
 
 // outside reports whether an address can lie on the way out at all.

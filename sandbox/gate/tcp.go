@@ -11,12 +11,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
 )
 
 // pending is a connection of which the first packet is held, and then, once
 // the other side has accepted, one whose handshake is under way.
 type pending struct {
 	condition int
+	judged    []sandbox.Allow // what requests must be; nil for all
 	mu        sync.Mutex
 	conn      net.Conn // the outer connection, once there is one
 	timer     *time.Timer
@@ -73,13 +76,16 @@ func (r *Relay) open(q *queue, p packet) {
 		q.drop(p)
 		return
 	}
-	condition, ok := e.policy.find(r.names[p.pair.from.Addr()], "tcp", p.pair.to)
+	condition, judged, ok := e.policy.match(r.names[p.pair.from.Addr()], "tcp", p.pair.to)
 	if !ok {
 		r.mu.Unlock()
 		q.drop(p)
 		return
 	}
-	w := &pending{condition: condition}
+	if len(judged) > 0 {
+		condition = judged[0].Condition
+	}
+	w := &pending{condition: condition, judged: judged}
 	e.pending[p.pair] = w
 	r.wg.Add(1)
 	r.mu.Unlock()
@@ -154,14 +160,23 @@ func (r *Relay) accept(ctx context.Context, l *net.TCPListener) {
 			reset(in)
 			continue
 		}
-		c := &relayed{in: in, out: out, condition: w.condition}
+		c := &relayed{in: in, out: out, condition: w.condition, judged: w.judged}
 		e.conns[c] = struct{}{}
-		r.count(w.condition, 1, 0)
+		if c.judged == nil {
+			r.count(w.condition, 1, 0)
+		}
 		r.wg.Add(1)
+		authority := e.authority
 		r.mu.Unlock()
 		go func() {
 			defer r.wg.Done()
-			n := c.carry()
+			var n int64
+			if c.judged == nil {
+				n = c.carry()
+			} else {
+				j := &judge{relay: r, conn: c, ctx: e.ctx, authority: authority, machine: r.names[at.from.Addr()], pair: at}
+				j.carry()
+			}
 			r.mu.Lock()
 			delete(e.conns, c)
 			r.count(c.condition, 0, n)
@@ -176,6 +191,7 @@ type relayed struct {
 	in        *net.TCPConn // the machine's
 	out       net.Conn     // the world's
 	condition int
+	judged    []sandbox.Allow
 }
 
 // carry copies both ways until both have ended. The end of one direction is

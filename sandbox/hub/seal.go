@@ -50,6 +50,9 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 	s := &sealer{generation: 1, policy: p, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
 	config := g.relayConfig()
 	config.Unanswered = func(q gate.Question) { s.flows.AddName(q.Machine, q.Name, q.From, q.To, q.At) }
+	config.Refused = func(r gate.Request) {
+		s.flows.AddRequest(r.Machine, r.Scheme, r.Host, r.Method, r.Path, r.From, r.To, r.At)
+	}
 	var err error
 	if s.relay, err = gate.Open(config, p); err != nil {
 		return fmt.Errorf("opening the relay: %w", err)

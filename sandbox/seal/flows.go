@@ -28,7 +28,7 @@ type flowKey struct {
 	machine, iface, protocol string
 	source                   netip.Addr
 	destination              netip.AddrPort
-	name                     string // of "dns" alone
+	name, path, method       string // of questions and requests alone
 }
 
 type flow struct {
@@ -39,12 +39,12 @@ type flow struct {
 // Add counts a drop, of the machine and at the interface as a person calls
 // them: "lo" or "eth0".
 func (f *Flows) Add(machine, iface string, d Drop) {
-	f.add(flowKey{machine, iface, d.Protocol, d.Source.Addr(), d.Destination, ""}, d.Source, 1, d.Time)
+	f.add(flowKey{machine, iface, d.Protocol, d.Source.Addr(), d.Destination, "", "", ""}, d.Source, 1, d.Time)
 }
 
 // AddName counts a question about a name that was left unanswered.
 func (f *Flows) AddName(machine, name string, from, to netip.AddrPort, at time.Time) {
-	f.add(flowKey{machine, "eth0", "dns", from.Addr(), to, name}, from, 1, at)
+	f.add(flowKey{machine, "eth0", "dns", from.Addr(), to, name, "", ""}, from, 1, at)
 }
 
 // AddFrame sets the count of frames that carry no IP, as Counters has them.
@@ -61,6 +61,12 @@ func (f *Flows) AddFrame(machine, iface string, kind Frame, count int64, now tim
 	f.insert(k, netip.AddrPort{}, count, now)
 }
 
+// AddRequest counts a request of a protocol, "http" or "https", that was not
+// passed on.
+func (f *Flows) AddRequest(machine, protocol, host, method, path string, from, to netip.AddrPort, at time.Time) {
+	f.add(flowKey{machine, "eth0", protocol, from.Addr(), to, host, path, method}, from, 1, at)
+}
+
 func (f *Flows) add(k flowKey, source netip.AddrPort, count int64, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -70,7 +76,8 @@ func (f *Flows) add(k flowKey, source netip.AddrPort, count int64, at time.Time)
 		return
 	}
 	if len(f.flows) >= maxFlows {
-		k.source, k.destination, k.name, source = netip.Addr{}, netip.AddrPort{}, "", netip.AddrPort{}
+		k.source, k.destination, source = netip.Addr{}, netip.AddrPort{}, netip.AddrPort{}
+		k.name, k.path, k.method = "", "", ""
 		if old := f.flows[k]; old != nil {
 			old.Count += count
 			old.Last = at
@@ -87,7 +94,7 @@ func (f *Flows) insert(k flowKey, source netip.AddrPort, count int64, at time.Ti
 	}
 	f.flows[k] = &flow{order: f.next, Flow: sandbox.Flow{
 		Machine: k.machine, Interface: k.iface, Protocol: k.protocol,
-		Source: source, Destination: k.destination, Name: k.name, Count: count, First: at, Last: at,
+		Source: source, Destination: k.destination, Name: k.name, Path: k.path, Method: k.method, Count: count, First: at, Last: at,
 	}}
 	f.next++
 }
