@@ -27,7 +27,11 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 	if o := flow.Origin; o != nil {
 		b.Process = &event.Process{PID: o.PID, Exe: o.Exe, Argv: slices.Clone(o.Argv), Unit: o.Unit, Parents: slices.Clone(o.Parents)}
 	}
-	if flow.Path != "" {
+	switch {
+	case flow.Protocol == "http" || flow.Protocol == "https":
+		said := strings.TrimSpace(flow.Method + " " + flow.Name + flow.Path)
+		b.Destination.Name = &said
+	case flow.Path != "":
 		b.Destination.Address = flow.Path
 	}
 	want, ok := wanted(flow)
@@ -38,6 +42,11 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 	found := owners(f, want)
 	if len(found) == 0 {
 		b.Allow = fmt.Sprintf("allow(%q)", want.URL)
+		if len(want.Methods) > 0 {
+			b.Allow = fmt.Sprintf("allow(endpoint(%q, methods = [%q]))", want.URL, want.Methods[0])
+			b.Wider = []string{fmt.Sprintf("allow(%q)", want.URL), fmt.Sprintf("allow(%q)", strings.TrimSuffix(want.URL, want.Path))}
+			return b
+		}
 		b.Wider = widerLiterals(want)
 		return b
 	}
@@ -75,6 +84,15 @@ func wanted(flow sandbox.Flow) (fleet.Endpoint, bool) {
 		text = "unix://" + flow.Path
 	case question(flow):
 		text = "dns://" + strings.TrimSuffix(flow.Name, ".")
+	case flow.Protocol == "http" || flow.Protocol == "https":
+		e, err := fleet.ParseEndpoint(fmt.Sprintf("%s://%s%s", flow.Protocol, hostPort(flow), strings.TrimSuffix(flow.Path, "/")))
+		if err != nil {
+			e, err = fleet.ParseEndpoint(fmt.Sprintf("%s://%s", flow.Protocol, hostPort(flow)))
+		}
+		if flow.Method != "" && fleet.CheckMethod(flow.Method) == nil {
+			e.Methods = []string{flow.Method}
+		}
+		return e, err == nil
 	default:
 		scheme, ok := schemeOf(flow.Protocol)
 		if !ok || !flow.Destination.Addr().IsValid() {
@@ -84,6 +102,15 @@ func wanted(flow sandbox.Flow) (fleet.Endpoint, bool) {
 	}
 	e, err := fleet.ParseEndpoint(text)
 	return e, err == nil
+}
+
+// hostPort is where a request went, by the name that it said.
+func hostPort(flow sandbox.Flow) string {
+	host := flow.Name
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		host = "[" + host + "]"
+	}
+	return fmt.Sprintf("%s:%d", host, flow.Destination.Port())
 }
 
 // question reports whether what was blocked is a question for a name, rather

@@ -78,13 +78,8 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*fleet.Recipe)
 		want   string
 	}{
-		"http path": {condition("https://10.0.0.1/v2"), "by path or method"},
 		"unix":      {condition("unix:///run/x.sock"), "Unix sockets"},
 		"lib":       {condition("lib:///usr/lib/x.so"), "libraries"},
-		"methods": {func(r *fleet.Recipe) {
-			condition("http://10.0.0.1")(r)
-			r.Conditions[0].Endpoint.Methods = []string{"GET"}
-		}, "by path or method"},
 		"only":        {func(r *fleet.Recipe) { condition("tcp://10.0.0.1:1")(r); r.Conditions[0].Only = []string{"x"} }, "only="},
 		"no file":     {func(r *fleet.Recipe) { r.Files = []fleet.File{{Path: "/x", Source: "nowhere"}} }, "the file nowhere cannot be read"},
 		"no secret":   {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Source: "nowhere"}} }, "secret S cannot be read"},
