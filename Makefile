@@ -15,7 +15,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 # are compared with bwrap, the tests of --changed-since make a repository, the
 # example of Bazel is run by Debian's, and
 # the graph's page is opened in a Chromium, where axe-core looks at it.
-NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz bazel:bazel-bootstrap
+NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz bazel:bazel-bootstrap virsh:libvirt-clients libvirtd:libvirt-daemon virt-qemu-run:libvirt-daemon-driver-qemu virtlogd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap
 
 AXE       := axe-core@4.14.1
 TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
@@ -25,7 +25,7 @@ runbooks:
 	@rm -rf docs/runbooks bin/no-results && mkdir -p bin/no-results
 	@$(GO) run ./cmd/bj runbook //... -o docs/runbooks --results bin/no-results
 
-.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet
+.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet test-libvirt
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bj ./cmd/bj
@@ -78,13 +78,26 @@ fleet:
 	@echo "== the demonstration fleet"
 	@$(GO) run ./cmd/bj test //recipes/... </dev/null
 
+# The same recipes in virtual machines. Libvirt is started for them where it does
+# not run. VIRTUAL names some of them only.
+VIRTUAL ?= //recipes/...
+
+test-libvirt: setup
+	@echo "== the demonstration fleet in virtual machines"
+	@pids=; trap 'kill $$pids 2>/dev/null || true' EXIT; \
+	if ! virsh -c qemu:///system version >/dev/null 2>&1; then \
+		virtlogd & pids=$$!; libvirtd & pids="$$pids $$!"; \
+		timeout 60 sh -c 'until virsh -c qemu:///system version >/dev/null 2>&1; do sleep 0.2; done'; \
+	fi; \
+	$(GO) run ./cmd/bj test --sandbox libvirt --jobs 1 $(VIRTUAL) </dev/null
+
 # Tests that look for what was left behind on the machine run alone, after the
 # others: they cannot tell another test's machines from their own.
-ALONE := ./sandbox/ns ./cmd/bj
+ALONE := ./sandbox/ns ./sandbox/libvirt ./cmd/bj
 
 unit:
 	@echo "== go test"
-	@$(GO) test $$($(GO) list ./... | grep -v -x -e bj/sandbox/ns -e bj/cmd/bj) </dev/null
+	@$(GO) test $$($(GO) list ./... | grep -v -x -e bj/sandbox/ns -e bj/sandbox/libvirt -e bj/cmd/bj) </dev/null
 	@$(GO) test -p 1 -timeout 20m $(ALONE) </dev/null
 
 # Every benchmark reports ours, baseline, ratio and goal as metrics of its own.
