@@ -154,6 +154,7 @@ type variable struct{ name, text string }
 func variables() []variable {
 	return []variable{
 		{"BJ_SANDBOX", "the provider, as `--sandbox`"},
+		{"BJ_LIBVIRT_URI", "the libvirt that makes virtual machines, on this host; `qemu:///system` if empty"},
 		{"BJ_SUPPLY", "where allowed capabilities come from, as `--supply`"},
 		{"BJ_RESULTS", "folder of recorded runs, as `--results`; else `$XDG_STATE_HOME/bj/<workspace>`"},
 		{"BJ_CACHE", "folder of the cache; else `$XDG_CACHE_HOME/bj`"},
