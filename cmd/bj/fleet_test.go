@@ -20,23 +20,24 @@ import (
 	"bj/sandbox/image"
 )
 
-// demonstration is the fleet of recipes/, and what runs it.
+// demonstration is a fleet of this repository, and what runs it.
 type demonstration struct {
 	*loaded
 	options run.Options
 	say     bytes.Buffer
 }
 
-func newDemonstration(t *testing.T) *demonstration {
+// newDemonstration loads what pattern names in the workspace in folder.
+func newDemonstration(t *testing.T, folder, pattern string) *demonstration {
 	t.Helper()
 	d := &demonstration{}
 	e := newEnv()
-	e.dir, e.stderr = filepath.Join("..", ".."), &d.say
+	e.dir, e.stderr = folder, &d.say
 	if dir, err := filepath.Abs(e.dir); err == nil {
 		e.dir = dir
 	}
 	var err error
-	if d.loaded, err = loadFleet(t.Context(), e, []string{"//recipes/..."}, false); err != nil {
+	if d.loaded, err = loadFleet(t.Context(), e, []string{pattern}, false); err != nil {
 		t.Fatal(err)
 	}
 	cache, done, err := e.cache()
@@ -69,7 +70,7 @@ func (d *demonstration) run(ctx context.Context, recipes []*fleet.Recipe, n int)
 // TestFleetInAnyOrder holds that the demonstration fleet recovers also one
 // recipe after the other, and in an order that nobody chose.
 func TestFleetInAnyOrder(t *testing.T) {
-	d := newDemonstration(t)
+	d := newDemonstration(t, filepath.Join("..", ".."), "//recipes/...")
 	for _, jobs := range []int{1, 4} {
 		recipes := slices.Clone(d.recipes)
 		seed := rand.Uint64()
@@ -85,7 +86,7 @@ func TestFleetInAnyOrder(t *testing.T) {
 // TestEveryConditionIsNeeded holds that no recipe of the demonstration fleet
 // recovers without one of its conditions: what is not needed is not allowed.
 func TestEveryConditionIsNeeded(t *testing.T) {
-	d := newDemonstration(t)
+	d := newDemonstration(t, filepath.Join("..", ".."), "//recipes/...")
 	var recipes []*fleet.Recipe
 	var without []fleet.Condition
 	for _, r := range d.recipes {
@@ -108,6 +109,17 @@ func TestEveryConditionIsNeeded(t *testing.T) {
 		t.Logf("%s: %s", what, r.Verdict.Reason)
 	}
 	t.Logf("%d conditions in %s", len(recipes), time.Since(start).Round(time.Second))
+}
+
+// TestStdlib runs recipes that try what the shared steps promise, also where the
+// other side lies or is not there.
+func TestStdlib(t *testing.T) {
+	d := newDemonstration(t, filepath.Join("testdata", "stdlib"), "//...")
+	for _, r := range d.run(t.Context(), d.recipes, 2) {
+		if r.Verdict.Verdict != event.Recovered {
+			t.Errorf("%s: %s: %s", r.Plan.Label(), r.Verdict.Verdict, r.Verdict.Reason)
+		}
+	}
 }
 
 // TestFleetIsShort holds what the fleet promises to who reads it: a recipe is at
