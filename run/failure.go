@@ -20,6 +20,7 @@ const (
 	codeLease       = string(sandbox.CodeLease)
 	codeCondition   = string(sandbox.CodeCondition)
 	codeSupply      = string(sandbox.CodeSupply)
+	codeLimits      = string(sandbox.CodeLimits)
 )
 
 // Kinds of what failed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,12 +50,16 @@ func (s *site) darken(ctx context.Context, ft *fleet.Fault) *failure {
 	p := s.policy
 	p.Dark = slices.Clone(p.Dark)
 	for i := range s.plan.Recipe.Conditions {
-		if s.plan.Recipe.Conditions[i].Name() == ft.Dark {
+		c := &s.plan.Recipe.Conditions[i]
+		open := func(name string) bool {
+			return (len(c.On) == 0 || slices.Contains(c.On, name)) && !s.policy.IsDark(i, name) && !s.machines[name].lost()
+		}
+		if c.Name() == ft.Dark && slices.ContainsFunc(ft.On, open) {
 			p.Dark = append(p.Dark, sandbox.Dark{Condition: i, Machines: slices.Clone(ft.On)})
 		}
 	}
 	if len(p.Dark) == len(s.policy.Dark) {
-		return &failure{title: ft.Title, message: fmt.Sprintf("the fault %q had nothing to close: no condition allows %q", ft.Title, ft.Dark)}
+		return &failure{title: ft.Title, message: fmt.Sprintf("the fault %q had nothing to close: %q is open on none of %s", ft.Title, ft.Dark, strings.Join(ft.On, ", "))}
 	}
 	limit, cancel := within(ctx, sealLimit)
 	defer cancel()

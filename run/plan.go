@@ -170,7 +170,11 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 			}
 			continue
 		case len(c.Only) > 0:
-			return notYet(c.Pos, "open a condition to single units (only=)", c.Text)
+			// What a machine's root writes onto its link belongs to no process that
+			// the kernel could be asked about, and the hub sees nothing but packets.
+			return &Refusal{Code: codeLimits, Pos: c.Pos,
+				Message: fmt.Sprintf("a seal cannot tell the units of one machine apart: root there sends packets that belong to no unit: %s", c.Text),
+				Hint:    "give the units machines of their own, and say on= instead of only="}
 		}
 		var seen []sandbox.Allow
 		for _, e := range endpoints(p.fleet, c) {
