@@ -42,7 +42,7 @@ func (f *testFlags) underBazel(ctx context.Context, e *env, args []string) (err 
 	}
 	err = f.test(ctx, e, args)
 	if file := e.getenv(bazelFault); file != "" && exitCode(err) == exitError {
-		text := "a recipe's environment is at fault, not the recipe\n"
+		text := strings.Join(f.errored, "\n") + "\n"
 		if x := (*failure)(nil); !errors.As(err, &x) || x.err != nil {
 			text = err.Error() + "\n"
 		}
@@ -56,7 +56,10 @@ func (f *testFlags) underBazel(ctx context.Context, e *env, args []string) (err 
 // bazelDefaults takes from Bazel's variables what no flag says.
 func (f *testFlags) bazelDefaults(e *env) error {
 	f.junit = cmp.Or(f.junit, e.getenv(bazelXML))
-	f.report = cmp.Or(f.report, e.getenv(bazelOutputs))
+	if dir := e.getenv(bazelOutputs); dir != "" {
+		f.report = cmp.Or(f.report, dir)
+		f.runbooks = cmp.Or(f.runbooks, filepath.Join(dir, "runbooks"))
+	}
 	if filter := e.getenv(bazelFilter); filter != "" {
 		re, err := regexp.Compile(filter)
 		if err != nil {

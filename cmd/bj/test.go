@@ -37,6 +37,8 @@ type testFlags struct {
 	bazel           bool
 	targets         []string
 	filter          *regexp.Regexp // of labels; nil: all
+
+	errored []string // after the run: what is said of each error
 }
 
 func testCommand() *command {
@@ -174,6 +176,14 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errNoReader) {
 		return cause
+	}
+	f.errored = errored(out)
+	report := ""
+	if part.count > 1 {
+		report = f.report
+	}
+	if line := next(out, args, report, f.runbooks != ""); line != "" && !f.json && !f.bazel {
+		say(line)
 	}
 	return exit(out.Exit())
 }
