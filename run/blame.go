@@ -38,7 +38,7 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 	if !ok {
 		return b
 	}
-	b.Endpoint = want.URL
+	b.Endpoint, b.Methods = want.URL, want.Methods
 	found := owners(f, want)
 	if len(found) == 0 {
 		b.Allow = fmt.Sprintf("allow(%q)", want.URL)

@@ -20,11 +20,12 @@ type attemptKey struct {
 	machine, protocol string
 	to                netip.AddrPort
 	name, path        string
+	method            string
 	unit, exe, argv   string
 }
 
 func keyOf(f sandbox.Flow) attemptKey {
-	k := attemptKey{machine: f.Machine, protocol: f.Protocol, to: f.Destination, name: f.Name, path: f.Path}
+	k := attemptKey{machine: f.Machine, protocol: f.Protocol, to: f.Destination, name: f.Name, path: f.Path, method: f.Method}
 	if o := f.Origin; o != nil {
 		k.unit, k.exe, k.argv = o.Unit, o.Exe, strings.Join(o.Argv, "\x00")
 	}

@@ -13,6 +13,7 @@ func Opens(f *fleet.Fleet, c *fleet.Condition, b event.Blocked) bool {
 	if err != nil {
 		return false
 	}
+	want.Methods = b.Methods
 	s := &fleet.Service{Name: "x", Pathways: []fleet.Pathway{{Name: "x", Endpoints: endpoints(f, c)}}}
 	return len(graph.NewOwners([]*fleet.Service{s}).Of(&want)) > 0
 }
@@ -29,6 +30,7 @@ func Condition(b event.Blocked) (fleet.Condition, bool) {
 	if err != nil {
 		return c, false
 	}
+	e.Methods = b.Methods
 	c.Endpoint = &e
 	return c, true
 }

@@ -86,6 +86,7 @@ type Blocked struct {
 	Service     *string     `json:"service"`
 	Pathway     string      `json:"-"`     // of the service
 	Endpoint    string      `json:"-"`     // URL of what was wanted; empty where none can name it
+	Methods     []string    `json:"-"`     // of HTTP, of what was wanted
 	Allow       string      `json:"allow"` // the line that would open it
 	// Wider are at most two other lines that would open it, and more.
 	Wider       []string  `json:"wider,omitempty"`

@@ -35,8 +35,11 @@ func Attribute(machine string, flows []sandbox.Flow, tried []Attempt) []sandbox.
 		}
 		var by []Attempt
 		protocol := f.Protocol
-		if protocol == "dns" {
-			protocol = "udp" // what a program sends is a datagram
+		switch protocol { // what a program does for it
+		case "dns":
+			protocol = "udp"
+		case "http", "https":
+			protocol = "tcp"
 		}
 		for _, a := range byTarget[key{protocol, plain(f.Destination)}] {
 			if !a.Last.Before(f.First.Add(-lateness)) && !a.First.After(f.Last.Add(lateness)) {

@@ -162,6 +162,23 @@ func TestAttribute(t *testing.T) {
 	if got := show(Attribute("other", []sandbox.Flow{flow}, []Attempt{attempt("a", 3, 10, 19)})); got != "? 10;" {
 		t.Error(got)
 	}
+	web := flow
+	web.Protocol = "https"
+	if got := show(Attribute("m", []sandbox.Flow{web}, []Attempt{attempt("a", 3, 10, 19)})); got != "a 10;" {
+		t.Error(got)
+	}
+	// Two programs ask the same server for different names.
+	ask := func(name string, port uint16) sandbox.Flow {
+		return sandbox.Flow{Machine: "m", Protocol: "dns", Name: name, Source: netip.AddrPortFrom(netip.IPv4Unspecified(), port), Destination: to, Count: 1, First: at(10), Last: at(11)}
+	}
+	asker := func(exe string, port uint16) Attempt {
+		a := attempt(exe, 1, 10, 11)
+		a.Protocol, a.Ports = "udp", []uint16{port}
+		return a
+	}
+	if got := show(Attribute("m", []sandbox.Flow{ask("x", 7), ask("y", 8)}, []Attempt{asker("b", 8), asker("a", 7)})); got != "a 1;b 1;" {
+		t.Error(got)
+	}
 	got := Attribute("m", nil, []Attempt{{Protocol: "unix", Path: "/run/x.sock", Origin: sandbox.Origin{Exe: "a"}, Count: 2, First: at(1), Last: at(2)}})
 	if len(got) != 1 || got[0].Path != "/run/x.sock" || got[0].Count != 2 || got[0].Origin == nil {
 		t.Errorf("%+v", got)
