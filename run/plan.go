@@ -2,7 +2,6 @@ package run
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -178,6 +177,12 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 		}
 		var seen []sandbox.Allow
 		for _, e := range endpoints(p.fleet, c) {
+			if e.Scheme == "lib" {
+				if p.Supply == Recipes && c.Service != r.Service {
+					return &Refusal{Code: codeSupply, Pos: c.Pos, Message: fmt.Sprintf("a library of another service cannot cross machines: %s, of %s", e.URL, c.Text), Hint: "bring it as a tool or a file of the recipe"}
+				}
+				continue // it is there, unlike those that are not allowed: see absent
+			}
 			if e.Scheme == "dns" {
 				if refusal := p.openNames(i, c, e); refusal != nil {
 					return refusal
@@ -217,64 +222,6 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 	return nil
 }
 
-// openAll opens everything in production, which this host is no part of.
-func (p *Plan) openAll(i int, c *fleet.Condition) *Refusal {
-	host, err := hostAddresses()
-	if err != nil {
-		return &Refusal{Code: codeCondition, Pos: c.Pos, Message: fmt.Sprintf("which addresses are this host's own is not known: %v", err)}
-	}
-	for _, all := range []string{"0.0.0.0/0", "::/0"} {
-		for _, prefix := range except(netip.MustParsePrefix(all), host) {
-			for _, protocol := range []string{"tcp", "udp", "icmp"} {
-				a := sandbox.Allow{Condition: i, Machines: c.On, Protocol: protocol, Prefix: prefix, First: 1, Last: 65535}
-				if protocol == "icmp" {
-					a.First, a.Last = 0, 0
-				}
-				p.Policy.Allows = append(p.Policy.Allows, a)
-			}
-		}
-	}
-	e := fleet.Endpoint{URL: "everything", Scheme: "dns", Host: "*"}
-	p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
-	if servers, err := hostServers(resolvConf); err == nil {
-		p.Policy.Names = append(p.Policy.Names, sandbox.Names{Condition: i, Machines: c.On, Pattern: "*", Servers: servers})
-	}
-	return nil
-}
-
-// hostAddresses returns the addresses of this host's interfaces.
-var hostAddresses = func() ([]netip.Addr, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	var out []netip.Addr
-	for _, a := range list {
-		if n, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok {
-				out = append(out, addr.Unmap())
-			}
-		}
-	}
-	return out, nil
-}
-
-// except returns p less some addresses, as prefixes.
-func except(p netip.Prefix, holes []netip.Addr) []netip.Prefix {
-	holes = slices.DeleteFunc(slices.Clone(holes), func(a netip.Addr) bool { return !p.Contains(a) })
-	if len(holes) == 0 {
-		return []netip.Prefix{p}
-	}
-	if p.IsSingleIP() {
-		return nil
-	}
-	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
-	b := p.Addr().AsSlice()
-	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	a, _ := netip.AddrFromSlice(b)
-	return append(except(low, holes), except(netip.PrefixFrom(a, p.Bits()+1), holes)...)
-}
-
 // endpoints returns what c names.
 func endpoints(f *fleet.Fleet, c *fleet.Condition) []fleet.Endpoint {
 	if c.Endpoint != nil {
@@ -304,8 +251,6 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 	case "http", "https":
 	case "unix":
 		return sandbox.Allow{}, notYet(c.Pos, "open Unix sockets", what)
-	case "lib":
-		return sandbox.Allow{}, notYet(c.Pos, "allow single libraries", what)
 	default:
 		return sandbox.Allow{}, notYet(c.Pos, "open endpoints of this kind", what)
 	}
@@ -315,21 +260,6 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 		a.HTTP = judged(e)
 	}
 	return a, nil
-}
-
-// judged returns how requests to an endpoint are judged; nil where it says no
-// more than an address and a port.
-func judged(e fleet.Endpoint) *sandbox.HTTP {
-	finer := e.Path != "" && e.Path != "/" || len(e.Methods) > 0
-	if e.Host == "" && !finer {
-		return nil
-	}
-	h := &sandbox.HTTP{TLS: e.Scheme == "https", Host: e.Host, Path: strings.TrimSuffix(e.Path, "/"), Methods: e.Methods}
-	if e.Host == "" {
-		h.Host = e.Prefix.Addr().String()
-	}
-	h.Inspect = h.TLS && finer
-	return h
 }
 
 // notYet refuses what a later version of bj brings.
@@ -379,6 +309,11 @@ func (p *Plan) planMachines(o PlanOptions) *Refusal {
 			p.Machines = append(p.Machines, sandbox.MachineSpec{
 				Name: m.Name, CPUs: h.CPUs, Memory: h.Memory, Disk: h.Disk, Image: image, V4: m.V4, V6: m.V6,
 			})
+		}
+	}
+	for _, pattern := range p.absent() {
+		for i := range p.Machines {
+			p.Machines[i].Files = append(p.Machines[i].Files, sandbox.File{Path: pattern, Absent: true})
 		}
 	}
 	for _, f := range r.Files {

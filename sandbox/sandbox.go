@@ -81,6 +81,9 @@ type File struct {
 	Source   string // path on the host, instead of Content
 	Tree     bool   // Source is a folder
 	ReadOnly bool   // the machine need not be able to change it: a program, say
+	// Absent says the opposite: what the machine's root has there is taken away,
+	// for everyone in it. Path is then a pattern, as path.Match has it.
+	Absent bool
 	// About and Digest say what came for free with it, for people: "coredns:
 	// github.com/coredns/coredns@v1.11.3, built with go1.26.8", and the SHA-256
 	// in hex. Empty for what the recipe itself spells out.

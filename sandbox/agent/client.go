@@ -167,7 +167,7 @@ func (c *Client) KillUnit(ctx context.Context, unit string) (int, error) {
 }
 
 // Put writes f.Content to f.Path, with the folders above it; the file appears
-// when it is whole. It takes no Source.
+// when it is whole. It takes no Source. With f.Absent it takes away what matches.
 func (c *Client) Put(ctx context.Context, f sandbox.File) error {
 	mode := f.Mode
 	if mode == 0 {
@@ -181,7 +181,7 @@ func (c *Client) Put(ctx context.Context, f sandbox.File) error {
 		return fmt.Errorf("putting %s: %w", f.Path, err)
 	}
 	defer c.forget(id)
-	b, err := encode(kindPut, id, put{Path: f.Path, Mode: mode, Size: int64(len(f.Content))})
+	b, err := encode(kindPut, id, put{Path: f.Path, Mode: mode, Size: int64(len(f.Content)), Absent: f.Absent})
 	for rest := f.Content; err == nil; {
 		if err = c.post(ctx, b); err != nil || len(rest) == 0 {
 			break

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // incoming is a file that is being written. It appears under its own name only
@@ -17,6 +19,13 @@ type incoming struct {
 }
 
 func (g *guest) put(id uint32, m put) error {
+	if m.Absent {
+		var r reply
+		if err := takeAway(m.Path); err != nil {
+			r.Error = err.Error()
+		}
+		return g.out.send(kindReply, id, r)
+	}
 	if _, taken := g.files[id]; taken || m.Size < 0 {
 		return fmt.Errorf("%w: file %d of %d bytes", errFrame, id, m.Size)
 	}
@@ -65,6 +74,27 @@ func (in *incoming) finish() error {
 		os.Remove(in.tmp.Name())
 	}
 	return err
+}
+
+// takeAway removes the files that match a pattern, from the machine's own view of
+// its root.
+func takeAway(pattern string) error {
+	found, err := filepath.Glob(pattern)
+	if err != nil {
+		return err
+	}
+	for _, path := range found {
+		err := os.Remove(path)
+		if errors.Is(err, os.ErrPermission) {
+			// An ordinary user's machine cannot change folders of the host's root. An
+			// empty file is no library either.
+			err = unix.Mount("/dev/null", path, "", unix.MS_BIND, "")
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("taking away what the recipe does not allow: %w", err)
+		}
+	}
+	return nil
 }
 
 // fileMode makes Go's mode of the bits of chmod(2).

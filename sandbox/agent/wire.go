@@ -196,6 +196,8 @@ type put struct {
 	Path string
 	Mode uint32
 	Size int64
+	// Absent takes away what matches Path.
+	Absent bool `json:",omitempty"`
 }
 
 // reply answers a request; an empty Error means that it was done.

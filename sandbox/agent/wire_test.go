@@ -80,7 +80,7 @@ func FuzzMessages(f *testing.F) {
 	for _, m := range []any{
 		hello{protocol, "nonce"},
 		start{Script: []byte("echo\xff"), Argv: [][]byte{{0}}, Env: [][]byte{[]byte("A=b")}, User: "u", Unit: "v"},
-		credit{7}, target{Command: 1}, target{Unit: "x"}, put{"/p", 0o644, 3},
+		credit{7}, target{Command: 1}, target{Unit: "x"}, put{"/p", 0o644, 3, false},
 		reply{Error: "e", PID: 1, Count: 2, Outcomes: []Outcome{{Sent, "EPERM"}}},
 		exit{137, "SIGKILL", true}, []Probe{{Kind: ProbeTCP}},
 	} {

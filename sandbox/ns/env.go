@@ -143,6 +143,9 @@ func (e *environment) start(ctx context.Context) error {
 		e.Agents = append(e.Agents, m.client)
 		for _, f := range contents[i] {
 			if err := m.client.Put(ctx, f); err != nil {
+				if f.Absent {
+					return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("staging %s: %w", m.name, err), Hint: "an ordinary user's machines cannot hide files of the host's root: run bj as root, or give the machine an image"}
+				}
 				return fmt.Errorf("staging %s on %s: %w", f.Path, m.name, err)
 			}
 		}
