@@ -15,9 +15,10 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 # are compared with bwrap, the tests of --changed-since make a repository, the
 # example of Bazel is run by Debian's, and
 # the graph's page is opened in a Chromium, where axe-core looks at it.
-NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium npm:npm dot:graphviz bazel:bazel-bootstrap virsh:libvirt-clients libvirtd:libvirt-daemon virt-qemu-run:libvirt-daemon-driver-qemu virtlogd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap
+NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium java:default-jre-headless npm:npm dot:graphviz bazel:bazel-bootstrap virsh:libvirt-clients libvirtd:libvirt-daemon virt-qemu-run:libvirt-daemon-driver-qemu virtlogd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap
 
 AXE       := axe-core@4.14.1
+VNU       := vnu-jar@26.9.27
 TESTCACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bj-test
 
 # runbooks writes docs/runbooks again, from recipes alone: a test compares them.
@@ -44,6 +45,8 @@ setup:
 	fi
 	@dir="$(TESTCACHE)/$(subst @,-,$(AXE))"; \
 	[ -f "$$dir/node_modules/axe-core/axe.min.js" ] || { echo "== setup: $(AXE), for tests"; mkdir -p "$$dir"; npm install --silent --no-audit --no-fund --prefix "$$dir" $(AXE) </dev/null >/dev/null; }
+	@dir="$(TESTCACHE)/$(subst @,-,$(VNU))"; \
+	[ -f "$$dir/node_modules/vnu-jar/build/dist/vnu.jar" ] || { echo "== setup: $(VNU), for tests"; mkdir -p "$$dir"; npm install --silent --no-audit --no-fund --prefix "$$dir" $(VNU) </dev/null >/dev/null; }
 	@echo "== setup: $$($(GO) version)"
 	@$(GO) mod download
 
