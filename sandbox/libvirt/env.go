@@ -25,6 +25,7 @@ type environment struct {
 	provider *Provider
 	libvirt  *govirt.Libvirt
 	spec     sandbox.Spec
+	from     map[string]string // templates of machines, by name
 	lease    *hub.Lease
 	gateway  *gateway
 	machines []*guestMachine

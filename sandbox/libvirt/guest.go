@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,12 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
@@ -148,6 +151,9 @@ func (g *machine) become(id identity) error {
 	if err := hub.Quiet(); err != nil {
 		return err
 	}
+	if err := setMAC(id.MAC); err != nil {
+		return err
+	}
 	if err := buildRoot(id); err != nil {
 		return err
 	}
@@ -155,6 +161,25 @@ func (g *machine) become(id identity) error {
 	go func() {
 		g.ended <- agent.Serve(context.Background(), g.channel, agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"})
 	}()
+	return nil
+}
+
+// setMAC gives the machine's link, which is down, its address.
+func setMAC(text string) error {
+	mac, err := net.ParseMAC(text)
+	if err != nil {
+		return fmt.Errorf("setting the MAC: %w", err)
+	}
+	eth, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("finding eth0: %w", err)
+	}
+	if bytes.Equal(eth.Attrs().HardwareAddr, mac) {
+		return nil
+	}
+	if err := netlink.LinkSetHardwareAddr(eth, mac); err != nil {
+		return fmt.Errorf("setting the MAC: %w", err)
+	}
 	return nil
 }
 

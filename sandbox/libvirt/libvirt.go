@@ -60,6 +60,10 @@ type Provider struct {
 
 	mu  sync.Mutex
 	kvm *bool // nil until probed
+
+	agentOnce sync.Once
+	agentSum  string // digest of the agent
+	agentErr  error
 }
 
 // New returns the provider. It does nothing to the host.
@@ -182,6 +186,11 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 
 // Lease implements sandbox.Provider.
 func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Environment, error) {
+	return p.LeaseFrom(ctx, spec, nil)
+}
+
+// LeaseFrom implements sandbox.Templater.
+func (p *Provider) LeaseFrom(ctx context.Context, spec sandbox.Spec, from map[string]string) (sandbox.Environment, error) {
 	if err := p.checkSpec(spec); err != nil {
 		return nil, err
 	}
@@ -189,7 +198,7 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 	if err != nil {
 		return nil, err
 	}
-	e := &environment{provider: p, libvirt: conn, spec: spec}
+	e := &environment{provider: p, libvirt: conn, spec: spec, from: from}
 	if err := e.start(ctx); err != nil {
 		e.Release(context.WithoutCancel(ctx))
 		return nil, explain(err)
@@ -287,50 +296,14 @@ func (e *environment) start(ctx context.Context) error {
 	plans := make([]plan, len(e.spec.Machines))
 	contents := make([][]sandbox.File, len(plans))
 	for i, m := range e.spec.Machines {
-		plans[i] = plan{name: m.Name, index: i, cpus: m.CPUs, memory: m.Memory, uid: uid, gid: gid, network: true}
-		if plans[i].boot, err = p.opts.Images.Boot(ctx, m.Image, p.opts.Agent, p.opts.Notice); err != nil {
-			return fmt.Errorf("making what %s boots: %w", m.Name, err)
+		if plans[i], contents[i], err = p.plan(ctx, m); err != nil {
+			return err
 		}
-		for _, path := range []*string{&plans[i].boot.Kernel, &plans[i].boot.Initramfs, &plans[i].boot.Disk.Path} {
-			if *path, err = reachable(*path); err != nil {
-				return err
-			}
-		}
-		for _, f := range m.Files {
-			switch {
-			case f.Tree:
-				disk, err := p.opts.Images.Layer(ctx, f.Source, p.opts.Notice)
-				if err == nil {
-					disk, err = reachable(disk)
-				}
-				if err != nil {
-					return fmt.Errorf("making a disk of %s: %w", f.Source, err)
-				}
-				plans[i].layers = append(plans[i].layers, disk)
-			case f.Source != "":
-				data, err := os.ReadFile(f.Source)
-				if err != nil {
-					return fmt.Errorf("staging %s: %w", f.Path, err)
-				}
-				f.Content, f.Source = data, ""
-				contents[i] = append(contents[i], f)
-			default:
-				contents[i] = append(contents[i], f)
-			}
-		}
+		plans[i].index, plans[i].uid, plans[i].gid = i, uid, gid
 		e.about = plans[i].boot.About
 	}
-	e.lease, _, err = hub.NewLease(p.opts.State, hub.Record{Owner: e.spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, nil)
-	if err != nil {
-		return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
-	}
-	folder := p.files(e.lease.Name)
-	if err := os.MkdirAll(folder, 0o711); err != nil {
-		return fmt.Errorf("making the folder of the lease: %w", err)
-	}
-	for i := range plans {
-		plans[i].folder = folder
-		plans[i].lease = metadata{Name: e.lease.Name, State: p.opts.State, Owner: e.spec.Owner}
+	if err := e.open(plans); err != nil {
+		return err
 	}
 	if len(plans) > 0 {
 		kvm, err := p.accelerated(ctx, e.libvirt, plans[0])
@@ -339,13 +312,9 @@ func (e *environment) start(ctx context.Context) error {
 		}
 		e.kvm = kvm
 	}
-	gw, conn, err := startGateway(p.opts.Agent, e.lease.File)
-	if err != nil {
+	if err := e.startHub(); err != nil {
 		return err
 	}
-	e.gateway = gw
-	e.Client = hub.NewClient(e.spec, conn)
-	go e.Run()
 
 	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
 	defer cancel()
@@ -360,7 +329,11 @@ func (e *environment) start(ctx context.Context) error {
 			Tap    string
 		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.domain()})
 		group.Go(func() error {
-			g, err := e.boot(gctx, m)
+			boot := e.boot
+			if e.from[m.name] != "" {
+				boot = e.restore
+			}
+			g, err := boot(gctx, m)
 			if err != nil {
 				return fmt.Errorf("starting %s: %w", m.name, err)
 			}
@@ -373,7 +346,7 @@ func (e *environment) start(ctx context.Context) error {
 		_, err = e.Peer.Call(ctx, "setup", req, nil)
 	}
 	if err != nil {
-		if s := gw.stderr.String(); s != "" {
+		if s := e.gateway.stderr.String(); s != "" {
 			return fmt.Errorf("%w: %s", err, s)
 		}
 		return err
@@ -397,6 +370,74 @@ func (e *environment) start(ctx context.Context) error {
 	if !e.spec.Deadline.IsZero() {
 		e.expire = time.AfterFunc(time.Until(e.spec.Deadline), func() { e.Release(context.Background()) })
 	}
+	return nil
+}
+
+// plan says how a machine is made, and which files it is given when it runs.
+func (p *Provider) plan(ctx context.Context, m sandbox.MachineSpec) (plan, []sandbox.File, error) {
+	made := plan{name: m.Name, cpus: m.CPUs, memory: m.Memory, network: true}
+	var contents []sandbox.File
+	var err error
+	if made.boot, err = p.opts.Images.Boot(ctx, m.Image, p.opts.Agent, p.opts.Notice); err != nil {
+		return made, nil, fmt.Errorf("making what %s boots: %w", m.Name, err)
+	}
+	for _, path := range []*string{&made.boot.Kernel, &made.boot.Initramfs, &made.boot.Disk.Path} {
+		if *path, err = reachable(*path); err != nil {
+			return made, nil, err
+		}
+	}
+	for _, f := range m.Files {
+		switch {
+		case f.Tree:
+			disk, err := p.opts.Images.Layer(ctx, f.Source, p.opts.Notice)
+			if err == nil {
+				disk, err = reachable(disk)
+			}
+			if err != nil {
+				return made, nil, fmt.Errorf("making a disk of %s: %w", f.Source, err)
+			}
+			made.layers = append(made.layers, disk)
+		case f.Source != "":
+			data, err := os.ReadFile(f.Source)
+			if err != nil {
+				return made, nil, fmt.Errorf("staging %s: %w", f.Path, err)
+			}
+			f.Content, f.Source = data, ""
+			contents = append(contents, f)
+		default:
+			contents = append(contents, f)
+		}
+	}
+	return made, contents, nil
+}
+
+// open makes the lease and its folder.
+func (e *environment) open(plans []plan) (err error) {
+	p := e.provider
+	e.lease, _, err = hub.NewLease(p.opts.State, hub.Record{Owner: e.spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, nil)
+	if err != nil {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
+	}
+	folder := p.files(e.lease.Name)
+	if err := os.MkdirAll(folder, 0o711); err != nil {
+		return fmt.Errorf("making the folder of the lease: %w", err)
+	}
+	for i := range plans {
+		plans[i].folder = folder
+		plans[i].lease = metadata{Name: e.lease.Name, State: p.opts.State, Owner: e.spec.Owner}
+	}
+	return nil
+}
+
+// startHub starts the gateway.
+func (e *environment) startHub() error {
+	gw, conn, err := startGateway(e.provider.opts.Agent, e.lease.File)
+	if err != nil {
+		return err
+	}
+	e.gateway = gw
+	e.Client = hub.NewClient(e.spec, conn)
+	go e.Run()
 	return nil
 }
 
@@ -460,7 +501,7 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 		Hosts:  hub.HostsFile(spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
 		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
-		Entropy: make([]byte, 64),
+		MAC: hub.HardwareAddr(0, g.index).String(), Entropy: make([]byte, 64),
 	}
 	var machine [16]byte
 	rand.Read(machine[:])

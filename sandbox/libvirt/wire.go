@@ -52,6 +52,7 @@ type identity struct {
 	Resolv    string // /etc/resolv.conf
 	Disk      int64  // bytes of memory above the root; 0 for the kernel's default
 	Layers    int    // disks that are laid over the root, the first on top
+	MAC       string // of its link: a restored machine remembers another's
 	Clock     int64  // Unix nanoseconds
 	Entropy   []byte
 }
@@ -80,6 +81,13 @@ func newControl(ctx context.Context, machine string, conn net.Conn) (*control, e
 		return nil, fmt.Errorf("waiting for it to boot: it says %.80q", line)
 	}
 	return c, nil
+}
+
+// resumedControl is the channel of a machine that greeted whoever saved it.
+func resumedControl(machine string, conn net.Conn) *control {
+	c := &control{machine: machine, conn: conn, lines: bufio.NewScanner(conn)}
+	c.lines.Buffer(nil, maxLine)
+	return c
 }
 
 func cause(ctx context.Context, err error) error {
