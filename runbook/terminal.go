@@ -27,7 +27,10 @@ func Terminal(w io.Writer, markdown []byte, width int, color bool) error {
 	var b strings.Builder
 	fence := ""
 	var paragraph []string
+	var rows [][]string // of a table
 	flush := func() {
+		writeTable(&b, rows, width)
+		rows = nil
 		if len(paragraph) == 0 {
 			return
 		}
@@ -74,9 +77,10 @@ func Terminal(w io.Writer, markdown []byte, width int, color bool) error {
 			b.WriteString(bold(plain(strings.TrimLeft(line, "# "))) + "\n")
 		case strings.HasPrefix(line, "| ---"):
 		case strings.HasPrefix(line, "|"):
-			flush()
-			cells := strings.Split(strings.ReplaceAll(strings.Trim(line, "| "), `\|`, "\x00"), " | ")
-			b.WriteString("  " + plain(strings.ReplaceAll(strings.Join(cells, "  "), "\x00", "|")) + "\n")
+			if len(paragraph) > 0 {
+				flush()
+			}
+			rows = append(rows, cells(line))
 		case trimmed == "":
 			flush()
 			b.WriteByte('\n')
@@ -92,6 +96,59 @@ func Terminal(w io.Writer, markdown []byte, width int, color bool) error {
 		return fmt.Errorf("writing a runbook: %w", err)
 	}
 	return nil
+}
+
+// cells are those of a row of a table, which may hold \|.
+func cells(line string) []string {
+	line = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(line), "|"), "|")
+	row := strings.Split(strings.ReplaceAll(line, `\|`, "\x00"), "|")
+	for i, c := range row {
+		row[i] = plain(strings.ReplaceAll(strings.TrimSpace(c), "\x00", "|"))
+	}
+	return row
+}
+
+// writeTable writes rows with their columns below each other. The last cell of a
+// row is wrapped where there is room for it to be read.
+func writeTable(b *strings.Builder, rows [][]string, width int) {
+	var columns []int
+	for _, row := range rows {
+		for i, c := range row {
+			if i == len(columns) {
+				columns = append(columns, 0)
+			}
+			columns[i] = max(columns[i], utf8.RuneCountInString(c))
+		}
+	}
+	for _, row := range rows {
+		line, n := "", 0
+		for i, c := range row {
+			line, n = line+"  "+c, n+2
+			if i < len(row)-1 {
+				line += strings.Repeat(" ", columns[i]-utf8.RuneCountInString(c))
+				n += columns[i]
+				continue
+			}
+			room := width - n
+			if room < 20 {
+				continue
+			}
+			line = strings.TrimSuffix(line, c)
+			used := 0
+			for _, word := range strings.Fields(c) {
+				size := utf8.RuneCountInString(word)
+				switch {
+				case used == 0:
+				case used+1+size > room:
+					line, used = strings.TrimRight(line, " ")+"\n"+strings.Repeat(" ", n), 0
+				default:
+					line, used = line+" ", used+1
+				}
+				line, used = line+word, used+size
+			}
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
 }
 
 // links are those between pages.

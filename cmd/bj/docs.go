@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,17 +16,22 @@ func docsCommand() *command {
 		name:  "docs",
 		args:  "[NAME...]",
 		short: "prints the reference of the language and the commands",
-		long: `prints all of it as markdown, or only what the names name: builtins, commands,
-"environment", "events" or "exit".`,
+		long: `prints all of it, or only what the names name: builtins, commands,
+"environment", "events" or "exit". on a terminal it is laid out for reading, and
+goes through $PAGER, or less; elsewhere it is markdown.`,
 		example: `  bj docs allow validate
-  bj docs | less`,
+  bj docs > reference.md`,
 		run: runDocs,
 	}
 }
 
 func runDocs(ctx context.Context, e *env, args []string) error {
+	var b bytes.Buffer
 	if len(args) == 0 {
-		return writeReference(e.stdout)
+		if err := writeReference(&b); err != nil {
+			return err
+		}
+		return e.showMarkdown(ctx, b.Bytes())
 	}
 	entries := referenceEntries()
 	var names []string
@@ -37,7 +43,10 @@ func runDocs(ctx context.Context, e *env, args []string) error {
 		for _, entry := range entries {
 			if entry.name == arg {
 				found = true
-				fmt.Fprintln(e.stdout, strings.TrimSpace(entry.text)+"\n")
+				if !strings.HasPrefix(entry.text, "#") { // it is all of its chapter
+					b.WriteString("## " + entry.chapter + "\n\n")
+				}
+				b.WriteString(strings.TrimSpace(entry.text) + "\n\n")
 			}
 		}
 		if !found {
@@ -48,7 +57,7 @@ func runDocs(ctx context.Context, e *env, args []string) error {
 			return usage(hint, "the reference does not have %q", arg)
 		}
 	}
-	return nil
+	return e.showMarkdown(ctx, b.Bytes())
 }
 
 // entry is one section of the reference.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -55,5 +57,49 @@ func TestEvents(t *testing.T) {
 		}) {
 			t.Errorf("the reference does not describe the exit code %d", code)
 		}
+	}
+}
+
+// TestDocs reads the reference on a terminal, where it is laid out and goes
+// through a pager, and in a pipe, where it is Markdown.
+func TestDocs(t *testing.T) {
+	s := newScreen(t)
+	s.size(t, 25, 60)
+	vars := map[string]string{"PAGER": "cat; echo the pager has ended", "TERM": "xterm"}
+	e := newEnv()
+	e.stdout, e.stderr = &pipe{w: s.slave}, t.Output()
+	e.getenv = func(name string) string { return vars[name] }
+	if err := execute(t.Context(), e, []string{"docs", "allow", "exit"}); err != nil {
+		t.Fatal(err)
+	}
+	s.see(t, "the pager has ended", 1)
+	shown := strings.ReplaceAll(s.out.String(), "\r\n", "\n")
+	for _, want := range []string{"\x1b[1mallow\x1b[0m\n", "\x1b[1mExit codes\x1b[0m\n", "\n  `why`        what it is needed for\n", "\n  130   interrupted (Ctrl-C, SIGTERM); environments are torn\n        down first\n"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("the terminal lacks %q:\n%s", want, shown)
+		}
+	}
+	for _, mark := range []string{"###", "| ---", "```"} {
+		if strings.Contains(shown, mark) {
+			t.Errorf("the terminal shows %s:\n%s", mark, shown)
+		}
+	}
+	// A pager that is not there is no reason to show nothing.
+	vars["PAGER"] = "no-such-pager"
+	if err := execute(t.Context(), e, []string{"docs", "allow"}); err != nil {
+		t.Fatal(err)
+	}
+	s.see(t, "what it is needed for", 2)
+
+	var piped bytes.Buffer
+	e.stdout = &pipe{w: &piped}
+	if err := execute(t.Context(), e, []string{"docs", "allow"}); err != nil {
+		t.Fatal(err)
+	}
+	if text := piped.String(); !strings.HasPrefix(text, "### allow\n") || !strings.Contains(text, "| `why` | what it is needed for |") {
+		t.Errorf("the pipe has:\n%s", text)
+	}
+	if err := execute(t.Context(), e, []string{"docs", "alow"}); exitCode(err) != exitUsage {
+		t.Errorf("of what is not there: %v", err)
 	}
 }

@@ -126,12 +126,17 @@ func (e *env) path(p string) string {
 }
 
 // terminal reports whether w is one.
-func terminal(w io.Writer) bool {
+func terminal(w io.Writer) bool { return screenOf(w) != nil }
+
+// screenOf returns the terminal that w is; nil if it is none.
+func screenOf(w io.Writer) *os.File {
 	if p, ok := w.(*pipe); ok {
 		w = p.w
 	}
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
 }
 
 // colored reports whether what goes to w may have colours: --color, then

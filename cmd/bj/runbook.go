@@ -94,13 +94,20 @@ func (f *runbookFlags) run(ctx context.Context, e *env, args []string) error {
 		if b.Len() > 0 {
 			b.WriteString("\n")
 		}
-		if !terminal(e.stdout) {
-			b.Write(p.Markdown) // which reads well as it is
-			continue
-		}
-		if err := runbook.Terminal(&b, p.Markdown, min(width(os.Stdout), 100), e.colored(e.stdout)); err != nil {
-			return err
-		}
+		b.Write(p.Markdown)
+	}
+	return e.showMarkdown(ctx, b.Bytes())
+}
+
+// showMarkdown shows a text on a terminal laid out, through a pager, and as it
+// is elsewhere: it reads well so.
+func (e *env) showMarkdown(ctx context.Context, text []byte) error {
+	if !terminal(e.stdout) {
+		return e.page(ctx, text)
+	}
+	var b bytes.Buffer
+	if err := runbook.Terminal(&b, text, min(width(screenOf(e.stdout)), 100), e.colored(e.stdout)); err != nil {
+		return err
 	}
 	return e.page(ctx, b.Bytes())
 }
@@ -113,7 +120,7 @@ func (e *env) page(ctx context.Context, text []byte) error {
 		return err
 	}
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", pager)
-	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(text), os.Stdout, os.Stderr
+	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(text), screenOf(e.stdout), e.stderr
 	c.Env = os.Environ()
 	if e.getenv("LESS") == "" {
 		c.Env = append(c.Env, "LESS=FRX")
