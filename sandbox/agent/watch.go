@@ -82,7 +82,7 @@ type attemptKey struct {
 
 // watcher notes attempts.
 type watcher struct {
-	notify  int // the seccomp listener
+	notify  int // the seccomp listener; -1 if there can be none
 	stop    [2]int
 	proc    *os.File
 	tracker tracker
@@ -91,6 +91,8 @@ type watcher struct {
 
 	mu   sync.Mutex
 	seen map[attemptKey]*Attempt
+
+	recent map[recentKey]recentCall
 }
 
 // Offsets of the fifth argument's halves in struct seccomp_data.
@@ -150,7 +152,7 @@ func watch() (listener int, err error) {
 
 // newWatcher watches what s forks from now on.
 func newWatcher(s *spawner) (*watcher, error) {
-	w := &watcher{tracker: s.tracker, self: os.Getpid(), seen: map[attemptKey]*Attempt{}}
+	w := &watcher{tracker: s.tracker, self: os.Getpid(), seen: map[attemptKey]*Attempt{}, recent: map[recentKey]recentCall{}}
 	var err error
 	if w.proc, err = os.Open("/proc"); err != nil { // root of the machine may mount over it
 		return nil, fmt.Errorf("opening the list of processes: %w", err)
@@ -160,6 +162,11 @@ func newWatcher(s *spawner) (*watcher, error) {
 		return nil, fmt.Errorf("making a pipe: %w", err)
 	}
 	s.do(func() { w.notify, err = watch() })
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {
+		// Whoever started bj watches already, as some container runtimes do, or the
+		// kernel is too old. Who it was will not be known; what is blocked is.
+		return w, nil
+	}
 	if err != nil {
 		w.proc.Close()
 		unix.Close(w.stop[0])
@@ -174,7 +181,9 @@ func newWatcher(s *spawner) (*watcher, error) {
 func (w *watcher) close() {
 	unix.Close(w.stop[1])
 	w.done.Wait()
-	unix.Close(w.notify)
+	if w.notify >= 0 {
+		unix.Close(w.notify)
+	}
 	unix.Close(w.stop[0])
 	w.proc.Close()
 }
@@ -256,6 +265,12 @@ func (w *watcher) look(n *notification) []Attempt {
 			names = append(names, readHeader(tid, n.args[1]+i*size))
 		}
 	}
+	k := recentKey{tid: tid, nr: n.nr, fd: int32(n.args[0]), names: string(bytes.Join(names, []byte{0, 0xff}))}
+	if n.nr != unix.SYS_CONNECT {
+		if found, ok := w.again(k); ok {
+			return found
+		}
+	}
 	var found []Attempt
 	pid := 0
 	for _, name := range names {
@@ -278,7 +293,51 @@ func (w *watcher) look(n *notification) []Attempt {
 			found[i].Origin = o
 		}
 	}
+	if n.nr != unix.SYS_CONNECT {
+		w.remember(k, found)
+	}
 	return found
+}
+
+// A recentKey is a thread that sends to the same places through the same
+// descriptor: who it is and what the socket is need not be looked up for each of
+// thousands of datagrams.
+type recentKey struct {
+	tid   int
+	nr    int32
+	fd    int32
+	names string
+}
+
+type recentCall struct {
+	found []Attempt
+	until time.Time
+}
+
+const (
+	recentFor  = 100 * time.Millisecond
+	maxRecents = 1024
+)
+
+// again returns what the same call was about a moment ago.
+func (w *watcher) again(k recentKey) ([]Attempt, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.recent[k]
+	return r.found, ok && time.Now().Before(r.until)
+}
+
+func (w *watcher) remember(k recentKey, found []Attempt) {
+	found = slices.Clone(found)
+	for i := range found {
+		found[i].socket = 0 // which is closed by the one who looked
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.recent) >= maxRecents {
+		clear(w.recent)
+	}
+	w.recent[k] = recentCall{found, time.Now().Add(recentFor)}
 }
 
 // read reads memory of a stopped process.
