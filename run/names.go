@@ -119,7 +119,7 @@ func (x *execution) policy(p *Plan) (sandbox.Policy, *failure) {
 	out := p.Policy
 	out.Allows = slices.Clone(out.Allows)
 	for _, n := range p.Named {
-		addrs, err := x.lookup(p, n.Endpoint.Host)
+		addrs, err := x.lookup(p, n)
 		if f := stopped(x.group); f != nil {
 			return out, f
 		}
@@ -172,10 +172,12 @@ func (x *execution) answering(n Named, addrs []netip.Addr) ([]netip.Addr, error)
 }
 
 // lookup resolves a name: by the host in production, otherwise by asking the
-// suppliers that answer for it.
-func (x *execution) lookup(p *Plan, name string) ([]netip.Addr, error) {
+// suppliers that answer for it. If none does, it is where the recipe that
+// supplies the endpoint has its machines.
+func (x *execution) lookup(p *Plan, n Named) ([]netip.Addr, error) {
 	ctx, cancel := within(x.group, lookupLimit)
 	defer cancel()
+	name := n.Endpoint.Host
 	if p.Supply == Production {
 		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		for i, a := range addrs {
@@ -186,12 +188,35 @@ func (x *execution) lookup(p *Plan, name string) ([]netip.Addr, error) {
 	}
 	servers := p.nameServers(name)
 	if len(servers) == 0 {
+		if at := x.supplied(p, n); len(at) > 0 {
+			return at, nil
+		}
 		return nil, errors.New("no supplier answers for it")
 	}
 	if x.Lookup == nil {
 		return nil, errors.New("nobody can ask")
 	}
 	return x.Lookup(ctx, x.dialFor(p), servers, name)
+}
+
+// supplied returns the addresses of the machines that supply an endpoint.
+func (x *execution) supplied(p *Plan, n Named) []netip.Addr {
+	c := p.Recipe.Conditions[n.Allow.Condition]
+	services := []string{c.Service}
+	if c.Endpoint != nil {
+		services = nil
+		for _, k := range owners(p.fleet, n.Endpoint) {
+			services = append(services, k.service)
+		}
+	}
+	var out []netip.Addr
+	for a, label := range p.Routes {
+		if s := x.suppliers[label]; s != nil && slices.Contains(services, s.plan.Recipe.Service) {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }
 
 // nameServers returns those suppliers' servers that answer for a name: what p

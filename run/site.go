@@ -140,8 +140,18 @@ func during(ctx context.Context, err error, code sandbox.Code, what string) *fai
 func (s *site) open() *failure {
 	start := time.Now()
 	spec := sandbox.Spec{Owner: s.plan.Label(), Deadline: s.deadline, Policy: s.policy, Users: s.plan.Users, Dial: s.dial}
+	var trusted []sandbox.File
+	if inspects(s.policy) {
+		a, err := newAuthority(s.deadline)
+		if err != nil {
+			return &failure{code: codeLease, message: "making the authority of the lease: " + err.Error()}
+		}
+		s.policy.Authority, spec.Policy.Authority = a, a
+		trusted = []sandbox.File{trust(a)}
+	}
 	for _, m := range s.plan.Machines {
-		m.Files = slices.Concat(s.tools.of(m.Image), m.Files)
+		tools := s.tools.of(m.Image)
+		m.Files = slices.Concat(trusted, tools, stillAbsent(m.Files, tools))
 		spec.Machines = append(spec.Machines, m)
 	}
 	ctx, cancel := within(s.life, leaseLimit)
