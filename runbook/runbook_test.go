@@ -206,3 +206,15 @@ func FuzzEscape(f *testing.F) {
 		}
 	})
 }
+
+// TestTerminal holds that no line but those of commands and outputs is wider
+// than the terminal, and that a table keeps all it says.
+func TestTerminal(t *testing.T) {
+	var b bytes.Buffer
+	if err := Terminal(&b, []byte("# A *title\n\nwords and more words that go on\n\n| a | b |\n| --- | --- |\n| one thing | x\\|y |\n\n```sh\necho '| # keep this as it is'\n```\n"), 20, false); err != nil {
+		t.Fatal(err)
+	}
+	if want := "A *title\n\nwords and more words\nthat go on\n\n- a: one thing\n  b: x|y\n\necho '| # keep this as it is'\n"; b.String() != want {
+		t.Errorf("it prints %q, not %q", b.String(), want)
+	}
+}

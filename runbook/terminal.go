@@ -108,6 +108,13 @@ func cells(line string) []string {
 	return row
 }
 
+func sum(all []int) (n int) {
+	for _, x := range all {
+		n += x
+	}
+	return n
+}
+
 // writeTable writes rows with their columns below each other. The last cell of a
 // row is wrapped where there is room for it to be read.
 func writeTable(b *strings.Builder, rows [][]string, width int) {
@@ -119,6 +126,20 @@ func writeTable(b *strings.Builder, rows [][]string, width int) {
 			}
 			columns[i] = max(columns[i], utf8.RuneCountInString(c))
 		}
+	}
+	if all := sum(columns[:max(0, len(columns)-1)]) + 2*len(columns); all > width-20 { // a row is then a list
+		for _, row := range rows[min(1, len(rows)):] {
+			for i, c := range row {
+				mark := "  "
+				if i == 0 {
+					mark = "- "
+				}
+				if i < len(rows[0]) {
+					b.WriteString(mark + rows[0][i] + ": " + c + "\n")
+				}
+			}
+		}
+		return
 	}
 	for _, row := range rows {
 		line, n := "", 0
