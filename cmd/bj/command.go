@@ -39,6 +39,7 @@ func commands() []*command {
 		lintCommand(),
 		initCommand(),
 		doctorCommand(),
+		poolCommand(),
 		reportCommand(),
 		docsCommand(),
 		versionCommand(),
@@ -47,7 +48,7 @@ func commands() []*command {
 }
 
 // later are commands that are promised and not here yet.
-var later = [...]string{"pool", "drill", "lsp"}
+var later = [...]string{"drill", "lsp"}
 
 const rootShort = "proves by running it that infrastructure comes back from the worst outage"
 

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+	"bj/sandbox/image"
+	"bj/sandbox/pool"
 )
 
 func doctorCommand() *command {
@@ -110,6 +112,19 @@ func lookAtCache(_ context.Context, e *env) finding {
 	defer os.Remove(probe.Name())
 	defer probe.Close()
 	f.text = dir
+	u, err := newStore(dir, "", defaultSandbox).Usage()
+	if err != nil {
+		f.err = err
+		return f
+	}
+	f.text += fmt.Sprintf("\ntools and images take %d MiB; beyond %d MiB what was not used for the longest time goes", u.Total()>>20, int64(image.DefaultBound)>>20)
+	if templates, err := pool.New(nil, pool.Options{Dir: filepath.Join(dir, "pool", virtualSandbox)}).Status(); err == nil && len(templates) > 0 {
+		var sum int64
+		for _, t := range templates {
+			sum += t.Bytes
+		}
+		f.text += fmt.Sprintf("\n%s of virtual machines take %d MiB: bj pool status --sandbox %s", plural(len(templates), "template"), sum>>20, virtualSandbox)
+	}
 	return f
 }
 

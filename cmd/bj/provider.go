@@ -12,6 +12,7 @@ import (
 	"bj/sandbox/image"
 	"bj/sandbox/libvirt"
 	"bj/sandbox/ns"
+	"bj/sandbox/pool"
 )
 
 // defaultSandbox is the embedded provider.
@@ -54,10 +55,10 @@ func newProvider(ctx context.Context, name, source, cache string, images *image.
 		if err != nil {
 			return nil, err
 		}
-		return libvirt.New(libvirt.Options{
+		return pool.New(libvirt.New(libvirt.Options{
 			URI: os.Getenv("BJ_LIBVIRT_URI"), Agent: agent, Notice: once(say),
 			Images: images,
-		}), nil
+		}), pool.Options{Dir: filepath.Join(cache, "pool", virtualSandbox), Notice: once(say)}), nil
 	}
 	return nil, usage(lang.DidYouMean(name, sandboxes(), "there are: "+strings.Join(sandboxes(), ", ")), "there is no sandbox %q, which %s asks for", name, source)
 }

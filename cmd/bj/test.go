@@ -145,6 +145,9 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
+	if _, err := images.Tidy(ctx, 0); err != nil {
+		say(err.Error())
+	}
 	if removed, err := provider.Reap(ctx); err != nil {
 		return fmt.Errorf("removing what an earlier bj left: %w", err)
 	} else if len(removed) > 0 {

@@ -236,6 +236,7 @@ func (s *Store) lookup(key string) (made, bool) {
 	if err != nil || st.IsDir() != m.Tree || !m.Tree && st.Size() != m.Size {
 		return made{}, false // somebody tidied the cache; it is made again
 	}
+	s.touch(m.Digest) // which a cache that cannot be written need not allow
 	return m, true
 }
 
