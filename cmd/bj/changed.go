@@ -7,16 +7,34 @@ import (
 	"fmt"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"bj/fleet"
+	"bj/lang"
+	"bj/run"
 )
 
-// changedSince returns the files of the workspace, relative to it, that differ
-// from where the current branch left rev, those that git does not know yet
-// included.
-func changedSince(ctx context.Context, root, rev string) ([]string, error) {
+// changes are files, relative to the workspace, with ../ where they lie outside
+// of it in the same repository.
+type changes struct {
+	files []string // that differ
+	// ignored are files and folders that git does not keep, such as what was
+	// built: nobody knows whether they differ.
+	ignored []string
+	// code reports whether a folder has Go files, which may embed what lies in
+	// it and below.
+	code func(dir string) bool
+}
+
+// changedSince returns what differs from where the current branch left rev, files
+// that git does not know yet included.
+func changedSince(ctx context.Context, root, rev string) (changes, error) {
+	c := changes{code: func(dir string) bool {
+		found, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(dir), "*.go"))
+		return err == nil && len(found) > 0
+	}}
 	git := func(args ...string) ([]string, error) {
 		cmd := exec.CommandContext(ctx, "git", append([]string{"-C", root}, args...)...)
 		var stderr bytes.Buffer
@@ -32,39 +50,53 @@ func changedSince(ctx context.Context, root, rev string) ([]string, error) {
 		return slices.DeleteFunc(strings.Split(strings.TrimRight(string(out), "\x00\n"), "\x00"), func(s string) bool { return s == "" }), nil
 	}
 	if strings.HasPrefix(rev, "-") {
-		return nil, usage("--changed-since main", "%q is no revision", rev)
+		return c, usage("--changed-since main", "%q is no revision", rev)
 	}
 	if _, err := git("rev-parse", "--verify", "--quiet", "--end-of-options", rev+"^{commit}"); err != nil {
 		if errors.As(err, new(*failure)) {
-			return nil, err
+			return c, err
 		}
-		return nil, usage("a shallow clone may lack it: git fetch --unshallow", "git knows no revision %q here", rev)
+		return c, usage("a shallow clone may lack it: git fetch --unshallow", "git knows no revision %q here", rev)
 	}
 	// What rev gained since the branch left it is not this branch's change.
 	base := rev
 	if b, err := git("merge-base", rev, "HEAD"); err == nil && len(b) == 1 {
 		base = b[0]
 	}
-	changed, err := git("diff", "--name-only", "--no-renames", "--relative", "-z", base)
+	prefix, err := git("rev-parse", "--show-prefix")
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	fresh, err := git("ls-files", "--others", "--exclude-standard", "-z")
-	if err != nil {
-		return nil, err
+	list := func(args ...string) []string {
+		if err != nil {
+			return nil
+		}
+		var names []string
+		names, err = git(args...)
+		for i, name := range names {
+			if len(prefix) == 1 { // the workspace is not the whole repository
+				if rel, err := filepath.Rel(prefix[0], name); err == nil {
+					names[i] = filepath.ToSlash(rel)
+				}
+			}
+		}
+		return names
 	}
-	changed = append(changed, fresh...)
-	slices.Sort(changed)
-	return slices.Compact(changed), nil
+	c.files = append(list("diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", base, "--", ":/"),
+		list("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")...)
+	c.ignored = list("ls-files", "--others", "--ignored", "--exclude-standard", "--directory", "--full-name", "-z", "--", ":/")
+	slices.Sort(c.files)
+	c.files = slices.Compact(c.files)
+	return c, err
 }
 
-// affected returns the recipes that a change of these files can affect: those
-// that were made from one, that put one on a machine, or that allow a service
-// that is declared in one. Under supply "recipes" they also are those that
-// allow a service whose own recipes are affected. A change of bj.star can
-// affect all.
-func affected(f *fleet.Fleet, recipes []*fleet.Recipe, files []string, supply string) []*fleet.Recipe {
-	if slices.Contains(files, "bj.star") {
+// affected returns the recipes that a change can affect: those that were made
+// from one of its files, that put one on a machine, or that allow a service that
+// is declared in one; and those with a tool for which another program is given
+// (--tool). Under supply "recipes" they also are those that allow a service
+// whose own recipes are affected. A change of bj.star can affect all.
+func affected(f *fleet.Fleet, recipes []*fleet.Recipe, c changes, supply string, given map[string]string) []*fleet.Recipe {
+	if slices.Contains(c.files, lang.SettingsFile) {
 		return recipes
 	}
 	hit := map[*fleet.Recipe]bool{}
@@ -72,8 +104,8 @@ func affected(f *fleet.Fleet, recipes []*fleet.Recipe, files []string, supply st
 	for again := true; again; {
 		again = false
 		for _, r := range f.Recipes {
-			supplied := supply == "recipes" && slices.ContainsFunc(r.Conditions, func(c fleet.Condition) bool { return stale[c.Service] })
-			if !hit[r] && (supplied || touched(f, r, files)) {
+			supplied := supply == string(run.Recipes) && slices.ContainsFunc(r.Conditions, func(c fleet.Condition) bool { return stale[c.Service] })
+			if !hit[r] && (supplied || c.touch(f, r, given)) {
 				hit[r], stale[r.Service], again = true, true, true
 			}
 		}
@@ -81,33 +113,56 @@ func affected(f *fleet.Fleet, recipes []*fleet.Recipe, files []string, supply st
 	return slices.DeleteFunc(slices.Clone(recipes), func(r *fleet.Recipe) bool { return !hit[r] })
 }
 
-// touched reports whether any of the files goes into the recipe itself.
-func touched(f *fleet.Fleet, r *fleet.Recipe, files []string) bool {
-	// under reports whether name, or anything in it, is one of the files.
-	under := func(name string) bool {
-		if name = path.Clean(name); name == "." {
-			return false
-		}
-		return slices.ContainsFunc(files, func(file string) bool {
-			return file == name || strings.HasPrefix(file, name+"/")
-		})
-	}
+// touch reports whether any of the files goes into the recipe itself, as far as
+// can be told: where it cannot, it does.
+func (c changes) touch(f *fleet.Fleet, r *fleet.Recipe, given map[string]string) bool {
 	declared := func(service string) bool {
 		s := f.Service(service)
-		return s != nil && under(s.Pos.File)
+		return s != nil && (c.under(s.Pos.File) || c.under(s.Known))
 	}
-	goSource := func(file string) bool {
-		return strings.HasSuffix(file, ".go") || path.Base(file) == "go.mod" || path.Base(file) == "go.sum"
+	image := func(i *fleet.Image) bool {
+		return i != nil && (c.under(i.OCI) || c.under(i.Disk) || c.under(i.Kernel))
 	}
-	return slices.ContainsFunc(r.Modules, under) ||
+	return slices.ContainsFunc(r.Modules, c.under) ||
 		declared(r.Service) ||
-		slices.ContainsFunc(r.Conditions, func(c fleet.Condition) bool { return declared(c.Service) }) ||
-		slices.ContainsFunc(r.Files, func(f fleet.File) bool { return under(f.Source) }) ||
-		slices.ContainsFunc(r.Secrets, func(s fleet.Secret) bool { return under(s.Source) }) ||
+		slices.ContainsFunc(r.Conditions, func(x fleet.Condition) bool { return declared(x.Service) }) ||
+		slices.ContainsFunc(r.Files, func(f fleet.File) bool { return c.under(f.Source) }) ||
+		slices.ContainsFunc(r.Secrets, func(s fleet.Secret) bool { return c.under(s.Source) }) ||
 		slices.ContainsFunc(r.Hardware, func(h *fleet.Hardware) bool {
-			return h.Image != nil && (under(h.Image.OCI) || under(h.Image.Disk))
+			return image(h.Image) || h.Image == nil && image(f.Workspace.Image)
 		}) ||
 		slices.ContainsFunc(r.Tools, func(t fleet.Tool) bool {
-			return under(t.Path) || strings.HasPrefix(t.Go, "./") && slices.ContainsFunc(files, goSource)
+			return given[t.Name] != "" || c.under(t.Path) ||
+				t.Target != "" && len(c.files) > 0 || // only Bazel knows what it is made of
+				strings.HasPrefix(t.Go, "./") && slices.ContainsFunc(c.files, c.goSource)
 		})
+}
+
+// under reports whether name, or anything in it, is one of the files, or lies in
+// one: a submodule, a link, or a folder that git does not keep.
+func (c changes) under(name string) bool {
+	if name = path.Clean(name); name == "." {
+		return false
+	}
+	is := func(file string) bool {
+		file = strings.TrimSuffix(file, "/")
+		return file == name || strings.HasPrefix(file, name+"/") || strings.HasPrefix(name, file+"/")
+	}
+	return slices.ContainsFunc(c.files, is) || slices.ContainsFunc(c.ignored, is)
+}
+
+// goSource reports whether a file may go into a program that Go builds.
+func (c changes) goSource(file string) bool {
+	if strings.HasSuffix(file, ".go") || slices.Contains([]string{"go.mod", "go.sum", "go.work"}, path.Base(file)) {
+		return true
+	}
+	for dir := path.Dir(file); path.Base(dir) != ".."; dir = path.Dir(dir) {
+		if c.code(dir) {
+			return true
+		}
+		if dir == "." {
+			break
+		}
+	}
+	return false
 }

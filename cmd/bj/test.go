@@ -128,7 +128,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		duration = recorded(results)
 		results = filepath.Join(results, fmt.Sprintf("shard-%d-of-%d", part.index, part.count))
 	}
-	recipes, err := f.choose(ctx, e, l, string(supply), part, duration)
+	recipes, err := f.choose(ctx, e, l, string(supply), tools, part, duration)
 	if err != nil {
 		return err
 	}
@@ -272,14 +272,14 @@ func (f *testFlags) overrides(e *env, l *loaded) (map[string]string, error) {
 }
 
 // choose leaves out what did not change, and what belongs to other shards.
-func (f *testFlags) choose(ctx context.Context, e *env, l *loaded, supply string, part shard, duration func(*fleet.Recipe) float64) ([]*fleet.Recipe, error) {
+func (f *testFlags) choose(ctx context.Context, e *env, l *loaded, supply string, tools map[string]string, part shard, duration func(*fleet.Recipe) float64) ([]*fleet.Recipe, error) {
 	recipes := f.filtered(e, l.recipes)
 	if f.changedSince != "" {
-		files, err := changedSince(ctx, l.workspace.Root, f.changedSince)
+		changed, err := changedSince(ctx, l.workspace.Root, f.changedSince)
 		if err != nil {
 			return nil, err
 		}
-		recipes = affected(l.fleet, recipes, files, supply)
+		recipes = affected(l.fleet, recipes, changed, supply, tools)
 		fmt.Fprintf(e.stderr, "bj: changes since %s can affect %d of %s\n", f.changedSince, len(recipes), plural(len(l.recipes), "recipe"))
 	}
 	if part.count > 1 {
