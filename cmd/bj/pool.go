@@ -68,7 +68,7 @@ func (f *poolFlags) run(ctx context.Context, e *env, args []string) error {
 	}
 	defer done()
 	say := func(s string) { fmt.Fprintln(e.stderr, "bj: "+s) }
-	name, source := setting("--sandbox", f.sandbox, "BJ_SANDBOX", e.getenv("BJ_SANDBOX"), ofWorkspace, defaultSandbox)
+	name, source := setting("--sandbox", f.sandbox, "BJ_SANDBOX", e.getenv("BJ_SANDBOX"), ofWorkspace, virtualSandbox)
 	images := newStore(cache, root, name)
 	provider, err := newProvider(ctx, name, source, cache, images, say)
 	if err != nil {
