@@ -16,9 +16,6 @@ import (
 // bytes: its kernel's own, and the agent's.
 const overhead = 192 << 20
 
-// metadataSpace is the name space of what a domain says of its lease.
-const metadataSpace = "https://bj.invalid/lease"
-
 // metadata is what a domain says of its lease, for people and for reaping.
 type metadata struct {
 	XMLName xml.Name `xml:"https://bj.invalid/lease lease"`

@@ -24,10 +24,9 @@ type fake struct {
 	fail             error // of Fill
 	useless          atomic.Bool
 
-	mu    sync.Mutex
-	cold  int
-	warm  []string // folders
-	found bool     // every folder was complete when it was used
+	mu   sync.Mutex
+	cold int
+	warm []string // folders
 }
 
 type lease struct{ sandbox.Environment }
