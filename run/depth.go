@@ -137,3 +137,17 @@ func stillAbsent(files, tools []sandbox.File) []sandbox.File {
 		})
 	})
 }
+
+// openSocket opens the socket of a daemon of the host. The recipe's own daemons
+// make theirs themselves.
+func (p *Plan) openSocket(i int, c *fleet.Condition, e fleet.Endpoint) *Refusal {
+	if slices.ContainsFunc(owners(p.fleet, e), func(by pathway) bool { return by.service == p.Recipe.Service }) {
+		return nil
+	}
+	if p.Supply == Recipes {
+		return &Refusal{Code: codeSupply, Pos: c.Pos, Message: fmt.Sprintf("a Unix socket of another service cannot cross machines: %s, of %s", e.URL, c.Text), Hint: "run it with --supply production, or reach the service by its address"}
+	}
+	p.Policy.Sockets = append(p.Policy.Sockets, sandbox.Socket{Condition: i, Machines: c.On, Path: e.Path})
+	p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
+	return nil
+}

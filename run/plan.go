@@ -85,7 +85,7 @@ type Contact struct {
 	Condition int // index into the recipe's conditions
 	Endpoint  fleet.Endpoint
 	// Probe is tried before the run; it is not valid where nothing can be
-	// tried: UDP, ICMP, several addresses or ports.
+	// tried: UDP, ICMP, several addresses or ports. A Unix socket always is.
 	Probe netip.AddrPort
 }
 
@@ -192,6 +192,12 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 				}
 				continue
 			}
+			if e.Scheme == "unix" {
+				if refusal := p.openSocket(i, c, e); refusal != nil {
+					return refusal
+				}
+				continue
+			}
 			a, refusal := open(c, e)
 			if refusal != nil {
 				return refusal
@@ -249,8 +255,6 @@ func open(c *fleet.Condition, e fleet.Endpoint) (sandbox.Allow, *Refusal) {
 	switch e.Scheme {
 	case "tcp", "udp", "icmp":
 	case "http", "https":
-	case "unix":
-		return sandbox.Allow{}, notYet(c.Pos, "open Unix sockets", what)
 	default:
 		return sandbox.Allow{}, notYet(c.Pos, "open endpoints of this kind", what)
 	}

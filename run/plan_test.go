@@ -78,7 +78,6 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*fleet.Recipe)
 		want   string
 	}{
-		"unix":        {condition("unix:///run/x.sock"), "Unix sockets"},
 		"only":        {func(r *fleet.Recipe) { condition("tcp://10.0.0.1:1")(r); r.Conditions[0].Only = []string{"x"} }, "units"},
 		"no file":     {func(r *fleet.Recipe) { r.Files = []fleet.File{{Path: "/x", Source: "nowhere"}} }, "the file nowhere cannot be read"},
 		"no secret":   {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Source: "nowhere"}} }, "secret S cannot be read"},

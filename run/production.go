@@ -58,7 +58,7 @@ func (x *execution) probe() *failure {
 	}
 	var tried, untried []string
 	for _, c := range p.Contacts {
-		if c.Probe.IsValid() {
+		if c.tried() {
 			tried = append(tried, c.Endpoint.URL)
 		} else {
 			untried = append(untried, c.Endpoint.URL)
@@ -74,7 +74,7 @@ func (x *execution) probe() *failure {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 32)
 	for i, c := range p.Contacts {
-		if !c.Probe.IsValid() {
+		if !c.tried() {
 			continue
 		}
 		slots <- struct{}{}
@@ -97,7 +97,12 @@ func (x *execution) probe() *failure {
 
 // probeOne connects to an endpoint once.
 func (x *execution) probeOne(c Contact) *failure {
-	err := x.connect(c.Probe)
+	err := error(nil)
+	if c.Endpoint.Scheme == "unix" {
+		err = x.knock(c.Endpoint.Path)
+	} else {
+		err = x.connect(c.Probe)
+	}
 	if err == nil {
 		return nil
 	}
@@ -108,6 +113,24 @@ func (x *execution) probeOne(c Contact) *failure {
 }
 
 const conditionHint = "what is allowed must be healthy; bring it back first, or take it from its own recipe with --supply recipes"
+
+// tried reports whether it can be known before the run that a contact answers.
+func (c Contact) tried() bool { return c.Probe.IsValid() || c.Endpoint.Scheme == "unix" }
+
+// knock tries to reach a daemon of this host once.
+func (x *execution) knock(path string) error {
+	ctx, cancel := within(x.group, probeLimit)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if errors.Is(err, syscall.EPROTOTYPE) {
+		return errors.New("it takes no streams, and other sockets cannot be opened")
+	}
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
 
 // connect tries to reach production once.
 func (x *execution) connect(to netip.AddrPort) error {

@@ -25,7 +25,7 @@ func (p Policy) Narrowed(machines []string) Policy {
 		return rest, len(rest) > 0
 	}
 	out := p
-	out.Allows, out.Names = nil, nil
+	out.Allows, out.Names, out.Sockets = nil, nil, nil
 	for _, a := range p.Allows {
 		if p.touches(a.Condition) {
 			var some bool
@@ -43,6 +43,15 @@ func (p Policy) Narrowed(machines []string) Policy {
 			}
 		}
 		out.Names = append(out.Names, n)
+	}
+	for _, s := range p.Sockets {
+		if p.touches(s.Condition) {
+			var some bool
+			if s.Machines, some = left(s.Condition, s.Machines); !some {
+				continue
+			}
+		}
+		out.Sockets = append(out.Sockets, s)
 	}
 	return out
 }

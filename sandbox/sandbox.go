@@ -104,6 +104,8 @@ type Policy struct {
 	// Names may be resolved beside that; the gate leaves every other question
 	// unanswered.
 	Names []Names
+	// Sockets of the host's daemons are there beside that.
+	Sockets []Socket
 	// Authority is of the lease: needed where an Allow inspects TLS.
 	Authority *Authority
 	// Dark are conditions that were open and are closed again. Sealing with more
@@ -152,6 +154,15 @@ type Names struct {
 	Machines  []string // as of an Allow
 	Pattern   string   // "pkgs.internal", "*.pkgs.internal" for all below it, or "*"
 	Servers   []Server // whom to ask: the first, then the others while it is silent
+}
+
+// Socket is a Unix stream socket of the host at the same path on machines: what
+// connects there is connected to it, as whoever runs bj, and no descriptors
+// pass. It is made by Lease, of Spec.Policy; a later policy can only close it.
+type Socket struct {
+	Condition int      // as of an Allow
+	Machines  []string // as of an Allow
+	Path      string   // absolute
 }
 
 // Server answers questions about names.

@@ -57,7 +57,7 @@ var (
 // anything else.
 var labAllowed = []string{
 	"tcp 192.0.2.10 7000", "udp 192.0.2.10 7001", "tcp 192.0.2.10 8000", "tcp 192.0.2.10 8001", "tcp 192.0.2.10 8002", "udp 192.0.2.10 8000", "udp 192.0.2.10 8001",
-	"tcp 198.51.100.1 7000", "tcp 198.51.100.2 7000", "tcp 2001:db8:1::10 7000", "udp 2001:db8:1::10 7001",
+	"tcp 198.51.100.1 7000", "tcp 198.51.100.2 7000", "tcp 2001:db8:1::10 7000", "udp 2001:db8:1::10 7001", "unix /run/daemon.sock",
 }
 
 // staticBJ is the program bj as it is shipped, built once for all tests.

@@ -231,14 +231,15 @@ func (e *Client) flows(ctx context.Context) (Flows, error) {
 		}
 		all.Blocked = append(all.Blocked, a.Blocked...)
 		all.Seen = append(all.Seen, a.Seen...)
-		all.Used = addUses(all.Used, a.Used)
+		all.Used = AddUses(all.Used, a.Used)
 	}
 	slices.SortStableFunc(all.Blocked, func(a, b sandbox.Flow) int { return a.First.Compare(b.First) })
 	return all, nil
 }
 
 // addUses adds to what conditions were used.
-func addUses(sum, more []sandbox.Use) []sandbox.Use {
+// AddUses returns the sum of both, by condition.
+func AddUses(sum, more []sandbox.Use) []sandbox.Use {
 	for _, u := range more {
 		i := slices.IndexFunc(sum, func(v sandbox.Use) bool { return v.Condition == u.Condition })
 		if i < 0 {

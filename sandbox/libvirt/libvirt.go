@@ -169,6 +169,9 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 	}
 	total := int64(info.Totalram) * int64(info.Unit)
 	var sum int64
+	if len(spec.Policy.Sockets) > 0 {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("a virtual machine has a kernel of its own: %s of this host cannot be in it", spec.Policy.Sockets[0].Path), Hint: "run it with --sandbox namespace"}
+	}
 	for _, m := range spec.Machines {
 		sum += m.Memory + overhead
 		if !m.V4.Is4() || !m.V6.Is6() {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -36,6 +37,9 @@ type environment struct {
 
 	roots []string // what each machine runs on, for people
 	holds []func() // let go of images
+
+	doors    []*door
+	sealedAs sandbox.Policy // by the last call of Seal
 
 	ended chan struct{} // closed when the gateway process is gone
 
@@ -67,7 +71,7 @@ func (e *environment) start(ctx context.Context) error {
 	case e.provider.ids != nil:
 		req.IDs = append(req.IDs, idRange{Inside: 1, First: 1, Count: e.provider.ids.count() - 1})
 	}
-	var channels []*os.File
+	var channels, doors []*os.File
 	defer func() { hub.CloseAll(channels) }()
 	var conns []net.Conn
 	contents := make([][]sandbox.File, len(e.spec.Machines))
@@ -93,6 +97,15 @@ func (e *environment) start(ctx context.Context) error {
 			default:
 				contents[i] = append(contents[i], f)
 			}
+		}
+		made, err := newDoors(e.spec.Policy, m.Name)
+		if err != nil {
+			return err
+		}
+		e.doors = append(e.doors, made...)
+		for _, d := range made {
+			config.Doors = append(config.Doors, d.place())
+			doors = append(doors, d.file)
 		}
 		ours, theirs, err := hub.SocketPair()
 		if err != nil {
@@ -128,7 +141,7 @@ func (e *environment) start(ctx context.Context) error {
 	}
 	theirs.Close()
 	go e.Run()
-	if _, err := e.Peer.Call(ctx, "setup", req, nil, channels...); err != nil {
+	if _, err := e.Peer.Call(ctx, "setup", req, nil, slices.Concat(channels, doors)...); err != nil {
 		if s := e.stderr.String(); s != "" {
 			return fmt.Errorf("%w: %s", err, s)
 		}
@@ -209,6 +222,9 @@ func (e *environment) Release(ctx context.Context) error {
 				// The agent is dead by now: this only closes the stream.
 				m.client.Close(ctx)
 			}
+		}
+		for _, d := range e.doors {
+			d.shut()
 		}
 		for _, letGo := range e.holds {
 			letGo()

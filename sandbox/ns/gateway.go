@@ -118,16 +118,23 @@ func (g *gateway) setup(ctx context.Context, gw *hub.Gateway, params json.RawMes
 	if err := json.Unmarshal(params, &r); err != nil {
 		return fmt.Errorf("decoding a request: %w", err)
 	}
-	if len(channels) != len(r.Machines) {
-		return fmt.Errorf("setting up: %d channels for %d machines", len(channels), len(r.Machines))
+	want := len(r.Machines)
+	for _, m := range r.Machines {
+		want += len(m.Doors)
 	}
+	if len(channels) != want {
+		return fmt.Errorf("setting up: %d descriptors instead of %d, for %d machines", len(channels), want, len(r.Machines))
+	}
+	doors := channels[len(r.Machines):]
 	var group errgroup.Group
 	var net *hub.Net
 	machines := make([]*hub.Machine, len(r.Machines))
 	made := make(chan struct{}) // closed when net is set, or cannot be
 	for i, config := range r.Machines {
+		own := doors[:len(config.Doors)]
+		doors = doors[len(config.Doors):]
 		group.Go(func() error {
-			m, err := g.boot(config, r, channels[i], func() *hub.Net { <-made; return net })
+			m, err := g.boot(config, r, channels[i], own, func() *hub.Net { <-made; return net })
 			if err != nil {
 				return fmt.Errorf("starting %s: %w", config.Name, err)
 			}
@@ -147,7 +154,7 @@ func (g *gateway) setup(ctx context.Context, gw *hub.Gateway, params json.RawMes
 }
 
 // boot starts the first process of a machine and waits until its root stands.
-func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, net func() *hub.Net) (*hub.Machine, error) {
+func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, doors []*os.File, net func() *hub.Net) (*hub.Machine, error) {
 	ours, theirs, err := hub.SocketPair()
 	if err != nil {
 		return nil, err
@@ -203,7 +210,7 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, n
 	}
 	m := &hub.Machine{Name: config.Name, Index: config.Index, V4: config.V4, V6: config.V6, NetNS: network, Ended: ended, Kill: cmd.Process.Kill}
 	msg := bootMessage{Machine: config, Root: r.Root}
-	t := trees{base: map[string]*os.File{}}
+	t := trees{base: map[string]*os.File{}, doors: doors}
 	defer func() {
 		for _, f := range t.base {
 			f.Close()

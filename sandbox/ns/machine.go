@@ -55,7 +55,15 @@ func machineMain() error {
 		if t.units != nil {
 			units = "/sys/fs/cgroup"
 		}
-		return units, buildRoot(msg.Machine, msg.Root, t, hex.EncodeToString(id[:]))
+		if err := buildRoot(msg.Machine, msg.Root, t, hex.EncodeToString(id[:])); err != nil {
+			return "", err
+		}
+		for i, at := range msg.Machine.Doors {
+			if err := hang(t.doors[i], at); err != nil {
+				return "", err
+			}
+		}
+		return units, nil
 	}
 	units, err := boot()
 	if err != nil {
@@ -149,7 +157,7 @@ func receiveBoot(conn *net.UnixConn) (bootMessage, trees, error) {
 	if err := json.Unmarshal(buf, &msg); err != nil {
 		return bootMessage{}, none, fmt.Errorf("decoding the machine's configuration: %w", err)
 	}
-	want := len(msg.Base) + msg.Layers + msg.Binds
+	want := len(msg.Base) + msg.Layers + msg.Binds + len(msg.Machine.Doors)
 	if msg.Units {
 		want++
 	}
@@ -163,6 +171,7 @@ func receiveBoot(conn *net.UnixConn) (bootMessage, trees, error) {
 	files = files[len(msg.Base):]
 	t.layers, files = files[:msg.Layers], files[msg.Layers:]
 	t.binds, files = files[:msg.Binds], files[msg.Binds:]
+	t.doors, files = files[:len(msg.Machine.Doors)], files[len(msg.Machine.Doors):]
 	if msg.Units {
 		t.units = files[0]
 	}
@@ -177,6 +186,7 @@ func sendBoot(conn *net.UnixConn, msg bootMessage, t trees) error {
 	}
 	files = append(files, t.layers...)
 	files = append(files, t.binds...)
+	files = append(files, t.doors...)
 	if t.units != nil {
 		files = append(files, t.units)
 	}

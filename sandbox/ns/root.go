@@ -69,6 +69,7 @@ type trees struct {
 	base   map[string]*os.File // by top-level folder: detached mounts of the base's, mapped; none where the path itself will do
 	layers []*os.File          // detached mounts of layers, mapped; none where the paths will do
 	binds  []*os.File          // detached mounts of the folders of bound files, mapped; none where the paths will do
+	doors  []*os.File          // sockets, to be bound when the root stands
 	units  *os.File            // detached mount of the machine's cgroup; nil without
 }
 

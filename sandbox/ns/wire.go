@@ -1,9 +1,13 @@
 package ns
 
-import "net/netip"
+import (
+	"net/netip"
+	"os"
+)
 
 // setupRequest makes the hub and the machines. Its descriptors are, for each
-// machine in order, the guest's end of its agent's channel.
+// machine in order, the guest's end of its agent's channel; then, for each in
+// order, its doors.
 type setupRequest struct {
 	Machines []machineConfig
 	Root     rootConfig
@@ -30,6 +34,13 @@ type machineConfig struct {
 	Base    base
 	Layers  []string // folders of the host laid over its root, the first on top
 	Binds   []bind
+	Doors   []place // sockets, which come as descriptors
+}
+
+// place is where a door is, and who may go there.
+type place struct {
+	Path string
+	Mode os.FileMode
 }
 
 // base is what a machine's root is made of, below layers and memory: the host's
