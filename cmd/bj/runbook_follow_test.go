@@ -327,7 +327,7 @@ func (h *hand) until(ctx context.Context, machine, command string, exit int, wan
 		}
 		select {
 		case <-ctx.Done():
-			h.Fatal(fmt.Sprintf("on %s, this ends with %d, and prints no %q:\n%s\n%s", machine, code, want, command, out))
+			h.Fatalf("on %s, this ends with %d, and prints no %q:\n%s\n%s", machine, code, want, command, out)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
