@@ -124,6 +124,11 @@ func (p *Provider) files(lease string) string { return filepath.Join(p.opts.Stat
 
 // Reap implements sandbox.Provider.
 func (p *Provider) Reap(ctx context.Context) ([]string, error) {
+	if os.Geteuid() == 0 {
+		if err := forgetImages(); err != nil {
+			return nil, err
+		}
+	}
 	return hub.Reap(ctx, p.opts.State, func(ctx context.Context, name string, _ hub.Record) error {
 		// What libvirt cannot do, or is not there to do, comes to the same: the
 		// processes themselves are what counts.

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	govirt "github.com/digitalocean/go-libvirt"
@@ -123,9 +124,11 @@ func reachable(path string) (string, error) {
 	if open {
 		return path, nil
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %d", path, fi.Size(), fi.ModTime().UnixNano()))
+	// The store names its files by what they hold, and they never change.
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", path, fi.Size()))
 	to := filepath.Join(imagesDir, hex.EncodeToString(sum[:12]))
-	if _, err := os.Stat(to); err == nil {
+	now := time.Now()
+	if os.Chtimes(to, now, now) == nil {
 		return to, nil
 	}
 	if err := os.MkdirAll(imagesDir, 0o755); err != nil {
@@ -135,6 +138,29 @@ func reachable(path string) (string, error) {
 		return to, nil
 	}
 	return to, copyFile(to, path)
+}
+
+// forgetImages removes what reachable has made of files that are in no store any
+// more, or that were copied, and that nobody used for a day. A machine that runs
+// has them open.
+func forgetImages() error {
+	entries, err := os.ReadDir(imagesDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading %s: %w", imagesDir, err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || time.Since(info.ModTime()) < 24*time.Hour {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Nlink > 1 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(imagesDir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing an old image: %w", err)
+		}
+	}
+	return nil
 }
 
 func copyFile(to, from string) error {
