@@ -40,9 +40,18 @@ java_toolchain = native.java_toolchain
 `},
 }
 
+// bazelExample is the workspace of those who use the rules, bazelOwn bj's.
+var bazelExample, bazelOwn = filepath.Join("..", "..", "examples", "bazel"), filepath.Join("..", "..")
+
 // bazelRun runs Bazel in examples/bazel, and returns what it printed and its
 // exit code.
 func bazelRun(t *testing.T, dir string, args ...string) (string, int) {
+	t.Helper()
+	return bazelIn(t, bazelExample, dir, args...)
+}
+
+// bazelIn is bazelRun in a workspace.
+func bazelIn(t *testing.T, workspace, dir string, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -59,7 +68,7 @@ func bazelRun(t *testing.T, dir string, args ...string) (string, int) {
 		}
 	}
 	cmd := exec.CommandContext(ctx, "bazel", append(words, args[1:]...)...)
-	cmd.Dir = filepath.Join("..", "..", "examples", "bazel")
+	cmd.Dir = workspace
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
@@ -100,9 +109,11 @@ func TestBazel(t *testing.T) {
 		t.Fatalf("building a static bj: %v\n%s", err, out)
 	}
 	t.Cleanup(func() {
-		links, _ := filepath.Glob(filepath.Join("..", "..", "examples", "bazel", "bazel-*"))
-		for _, l := range links {
-			os.Remove(l)
+		for _, workspace := range []string{bazelExample, bazelOwn} {
+			links, _ := filepath.Glob(filepath.Join(workspace, "bazel-*"))
+			for _, l := range links {
+				os.Remove(l)
+			}
 		}
 		// Bazel takes the right to write from what it made.
 		filepath.WalkDir(filepath.Join(dir, "bazel"), func(p string, d os.DirEntry, err error) error {
@@ -113,13 +124,20 @@ func TestBazel(t *testing.T) {
 		})
 	})
 	defer func() {
-		cmd := exec.Command("bazel", "--output_user_root="+filepath.Join(dir, "bazel"), "--max_idle_secs=60", "--nohome_rc",
-			"--host_jvm_args=-Xmx1g", "--host_jvm_args=-XX:-UseContainerSupport", "shutdown")
-		cmd.Dir = filepath.Join("..", "..", "examples", "bazel")
-		start := time.Now()
-		out, err := cmd.CombinedOutput()
-		t.Logf("bazel shutdown: %v, %v %s", time.Since(start).Round(time.Second/10), err, out)
+		for _, workspace := range []string{bazelExample, bazelOwn} {
+			cmd := exec.Command("bazel", "--output_user_root="+filepath.Join(dir, "bazel"), "--max_idle_secs=60", "--nohome_rc",
+				"--host_jvm_args=-Xmx1g", "--host_jvm_args=-XX:-UseContainerSupport", "shutdown")
+			cmd.Dir = workspace
+			start := time.Now()
+			out, err := cmd.CombinedOutput()
+			t.Logf("bazel shutdown: %v, %v %s", time.Since(start).Round(time.Second/10), err, out)
+		}
 	}()
+
+	// The fleet of the repository itself, in its own workspace.
+	if out, code := bazelIn(t, bazelOwn, dir, "test", "//..."); code != 0 || !strings.Contains(out, "//:cycles") || !strings.Contains(out, "//:fmt") {
+		t.Errorf("in the repository bazel test //... exits with %d:\n%s", code, out)
+	}
 
 	out, code := bazelRun(t, dir, "test", "//...")
 	if code != 0 {
