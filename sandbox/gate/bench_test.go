@@ -1,10 +1,15 @@
 package gate_test
 
 import (
+	"context"
 	"io"
 	"net"
+	"net/http"
+	"strconv"
 	"testing"
 	"time"
+
+	"bj/sandbox"
 )
 
 // BenchmarkRelay carries TCP from a machine through the relay to a service
@@ -35,6 +40,54 @@ func BenchmarkRelay(b *testing.B) {
 	b.ResetTimer()
 	for range b.N {
 		through += relayed()
+		b.StopTimer()
+		past += direct()
+		b.StartTimer()
+	}
+	b.ReportMetric(past.Seconds()/through.Seconds(), "x-direct")
+}
+
+// BenchmarkRequests fetches a large body through the relay, which judges the
+// request, and over a direct connection. The metric is as BenchmarkRelay's.
+func BenchmarkRequests(b *testing.B) {
+	const size = 64 << 20
+	a := allow("tcp", outside4+"/32", 1000, 1000)
+	a.HTTP = &sandbox.HTTP{Host: outside4, Path: "/stable", Methods: []string{"GET"}}
+	s := newSetting(b, 1, sandbox.Policy{Allows: []sandbox.Allow{a}}, nil)
+	data := make([]byte, 1<<20)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		for range size / len(data) {
+			w.Write(data)
+		}
+	})}
+	go server.Serve(s.world.Listen("tcp4", join(outside4, 1000)))
+	b.Cleanup(func() { server.Close() })
+	client := func(dial func(network, address string, timeout time.Duration) (net.Conn, error)) func() time.Duration {
+		c := &http.Client{Transport: &http.Transport{DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
+			return dial(network, address, soon)
+		}}}
+		return func() time.Duration {
+			start := time.Now()
+			r, err := c.Get("http://" + join(outside4, 1000) + "/stable/x")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer r.Body.Close()
+			if n, err := io.Copy(io.Discard, r.Body); n != size || err != nil {
+				b.Fatalf("%d bytes: %v", n, err)
+			}
+			return time.Since(start)
+		}
+	}
+	judged, direct := client(s.Machines[0].Dial), client(s.world.Dial)
+	judged()
+	direct() // to warm up
+	var through, past time.Duration
+	b.SetBytes(size)
+	b.ResetTimer()
+	for range b.N {
+		through += judged()
 		b.StopTimer()
 		past += direct()
 		b.StartTimer()
