@@ -187,7 +187,7 @@ func meanings() map[string]meaning {
 			params: [][2]string{
 				{"what", "a service, its name, or an endpoint"},
 				{"pathways", "of the service; none need be named where there is one, `\"*\"` is all"},
-				{"only", "units that may use it"},
+				{"only", "units that may use it; an error for now, since no seal can tell the units of a machine apart"},
 				{"on", "machines that may use it; all if None"},
 				{"why", "what it is needed for"},
 				{"effort", "how hard it would be to live without, for `bj graph --cuts`"},
