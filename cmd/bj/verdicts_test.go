@@ -366,7 +366,7 @@ func TestVerdictsInWords(t *testing.T) {
 			says     []string
 		}{
 			{[]string{"//secrets/...", "//output:escapes", "//misc:titles", "//dark:tcp4"}, exitNotRecovered, []string{"not recovered", "***", "would allow it"}},
-			{[]string{"//later/..."}, exitError, []string{"this version cannot"}},
+			{[]string{"//later/..."}, exitError, []string{"cannot boot systemd"}},
 			{[]string{"//misc:by_hand"}, exitOK, []string{"recovered", "Turn the key"}},
 		} {
 			r := &ran{t: t, dir: l.folder(t, asRoot)}
