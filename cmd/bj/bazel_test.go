@@ -218,7 +218,7 @@ func TestBazel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer z.Close()
-	for _, want := range []string{"events.jsonl", "broken=forgotten/result.json", "broken=forgotten/rules.nft", "broken=forgotten/logs/mail/01-ask-for-a-name.log"} {
+	for _, want := range []string{"events.jsonl", "broken=forgotten/result.json", "broken=forgotten/rules.nft", "runbooks/index.html", "broken=forgotten/logs/mail/01-ask-for-a-name.log"} {
 		if !slices.ContainsFunc(z.File, func(f *zip.File) bool { return f.Name == want }) {
 			t.Errorf("the outputs lack %s", want)
 		}
