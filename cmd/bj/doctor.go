@@ -123,7 +123,7 @@ func lookAtCache(_ context.Context, e *env) finding {
 		for _, t := range templates {
 			sum += t.Bytes
 		}
-		f.text += fmt.Sprintf("\n%s of virtual machines take %d MiB: bj pool status --sandbox %s", plural(len(templates), "template"), sum>>20, virtualSandbox)
+		f.text += fmt.Sprintf("\n%s of virtual machines, %d MiB: bj pool status lists them", plural(len(templates), "template"), sum>>20)
 	}
 	return f
 }
