@@ -172,16 +172,3 @@ func (p *proof) times(title string) (median, longest time.Duration, runs int) {
 	slices.Sort(all)
 	return seconds(all[(len(all)-1)/2]), seconds(all[len(all)-1]), len(all)
 }
-
-// whole returns the median time of the runs that recovered.
-func (p *proof) whole() (time.Duration, bool) {
-	var all []time.Duration
-	for _, x := range p.all {
-		all = append(all, x.End.Sub(x.Start))
-	}
-	if len(all) == 0 {
-		return 0, false
-	}
-	slices.Sort(all)
-	return all[(len(all)-1)/2], true
-}
