@@ -9,7 +9,8 @@ import (
 	"bj/sandbox"
 )
 
-// machineFaults are the codes of errors that bj doctor can say more of.
+// machineFaults are the codes of errors of which bj doctor can say more, where
+// no hint says what to do.
 var machineFaults = []sandbox.Code{sandbox.CodeLease, sandbox.CodeLimits, sandbox.CodeLeak}
 
 // next is what a person does after bj test of these patterns, in one line; empty
@@ -24,7 +25,7 @@ func next(out run.Outcome, patterns []string, report string, pages bool) string 
 			failed = append(failed, r.Plan.Recipe.Label)
 		case event.Errored:
 			stuck = append(stuck, r.Plan.Recipe.Label)
-			machine = machine || r.Verdict.Code != nil && slices.Contains(machineFaults, sandbox.Code(*r.Verdict.Code))
+			machine = machine || r.Verdict.Hint == "" && r.Verdict.Code != nil && slices.Contains(machineFaults, sandbox.Code(*r.Verdict.Code))
 		}
 	}
 	again := func(labels []string) string {

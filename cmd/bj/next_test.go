@@ -26,6 +26,7 @@ func TestNext(t *testing.T) {
 		{"lost lost lost lost", "", false, "mend what is said above, then run: bj test //... -//d/..."},
 		{"vacuous recovered", "", false, "mend what is said above, then run: bj test //a"},
 		{"vacuous limits", "", false, "bj doctor says what this machine lacks; then run: bj test //a //b"},
+		{"hinted recovered", "", false, "mend what is said above, then run: bj test //a"}, // the hint says what
 	} {
 		var out run.Outcome
 		for i, word := range strings.Fields(c.results) {
@@ -33,6 +34,9 @@ func TestNext(t *testing.T) {
 			switch word {
 			case "recovered":
 				v = event.Verdict{Verdict: event.Recovered}
+			case "hinted":
+				code := "limits"
+				v.Code, v.Hint = &code, "run it with --sandbox libvirt"
 			case "lost":
 				v = event.Verdict{Verdict: event.NotRecovered}
 			}
