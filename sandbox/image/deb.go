@@ -365,7 +365,7 @@ func (a *apt) configure(ctx context.Context, work, archives string) error {
 }
 
 // sources are those of the root's release: the host's, if it has them, or else
-// Debian's own.
+// those that the root itself was made from.
 func (a *apt) sources(ctx context.Context, work string) ([]string, error) {
 	sources, _, err := aptSources(ctx, work, a.env, a.release)
 	if err != nil || len(sources) > 0 {
@@ -375,11 +375,22 @@ func (a *apt) sources(ctx context.Context, work string) ([]string, error) {
 	if readable(debianKeys) {
 		signed = "[signed-by=" + debianKeys + "] "
 	}
-	return []string{
-		"deb " + signed + "http://deb.debian.org/debian " + a.release + " main",
-		"deb " + signed + "http://deb.debian.org/debian " + a.release + "-updates main",
-		"deb " + signed + "http://deb.debian.org/debian-security " + a.release + "-security main",
-	}, nil
+	list, err := readFromTar(a.root.tar, "etc/apt/sources.list")
+	if err != nil {
+		return nil, hint(fmt.Errorf("looking for packages of Debian %s: neither this host nor %s says where they are: %w", a.release, a.root.About, err), "name a source of "+a.release+" in /etc/apt/sources.list.d")
+	}
+	for line := range strings.Lines(string(list)) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "deb "); ok {
+			if !strings.HasPrefix(rest, "[") {
+				rest = signed + rest
+			}
+			sources = append(sources, "deb "+rest)
+		}
+	}
+	if len(sources) == 0 {
+		return nil, hint(fmt.Errorf("looking for packages of Debian %s: neither this host nor %s says where they are", a.release, a.root.About), "name a source of "+a.release+" in /etc/apt/sources.list.d")
+	}
+	return sources, nil
 }
 
 // overlay moves everything in from to the tree to, where files that are there
