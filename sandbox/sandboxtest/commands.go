@@ -247,7 +247,7 @@ sleep 1005`})
 	b := start(t, m, sandbox.Command{Unit: "b", Script: "(setsid sleep 2001 &); echo up; sleep 2002"})
 	b.await("up")
 	count := func(what string) int {
-		return len(regexp.MustCompile(`(?m)^sleep `+what).FindAllString(must(t, m, "for p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $p; echo; done 2>/dev/null; true"), -1))
+		return len(regexp.MustCompile(`(?m)^sleep `+what).FindAllString(must(t, m, "for p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $p || true; echo; done 2>/dev/null; true"), -1))
 	}
 	eventually(t, "all processes of both units are up", func() bool { return count("100") == 5 && count("200") == 2 })
 	n, err := m.KillUnit(ctx, "a")
