@@ -287,24 +287,29 @@ func startIn(cmd *exec.Cmd, config machineConfig) error {
 }
 
 // mapTrees clones the mounts that a machine's root is made of, with the host's
-// ids mapped to those of the machine.
+// ids mapped to those of the machine. An image is there with the owners that it
+// has, or not at all.
 func mapTrees(msg *bootMessage, t *trees, config machineConfig, user *os.File) error {
+	base := cloneTree
+	if config.Base.host() {
+		base = cloneShared
+	}
 	for _, top := range config.Base.Tops {
 		var err error
-		if t.base[top], err = cloneTree(filepath.Join(config.Base.Dir, top), user); err != nil {
+		if t.base[top], err = base(filepath.Join(config.Base.Dir, top), user); err != nil {
 			return err
 		}
 		msg.Base = append(msg.Base, top)
 	}
 	for _, dir := range config.Layers {
-		f, err := cloneTree(dir, user)
+		f, err := cloneShared(dir, user)
 		if err != nil {
 			return err
 		}
 		t.layers = append(t.layers, f)
 	}
 	for _, b := range config.Binds {
-		f, err := cloneTree(filepath.Dir(b.Source), user)
+		f, err := cloneShared(filepath.Dir(b.Source), user)
 		if err != nil {
 			return err
 		}

@@ -358,7 +358,7 @@ func explain(err error) error {
 			e.Hint = "an ordinary user needs user namespaces; bj doctor says more"
 		}
 	case strings.Contains(text, "mapping the ids of"):
-		e.Hint = "this root file system cannot be mounted with mapped ids, as in most containers: run bj as an ordinary user, or on the host"
+		e.Hint = "images keep their owners by mapped ids, which the file system of the cache does not have, as in most containers: name a folder on another one (BJ_CACHE), such as a volume, or run bj on the host"
 	case errno == syscall.ENOSPC:
 		e.Hint = "the kernel's limit of namespaces is reached: sysctl user.max_user_namespaces"
 	}

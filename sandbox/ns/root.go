@@ -53,6 +53,7 @@ var folders = []struct {
 	{"root", 0o700}, {"home", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"srv", 0o755}, {"media", 0o755},
 	{"var", 0o755}, {"var/cache", 0o755}, {"var/lib", 0o755}, {"var/lib/misc", 0o755}, {"var/local", 0o755},
 	{"var/log", 0o755}, {"var/mail", 0o775}, {"var/opt", 0o755}, {"var/spool", 0o755}, {"var/tmp", 0o1777},
+	{"usr", 0o755}, {"usr/bin", 0o755}, {"usr/sbin", 0o755}, {"usr/lib", 0o755}, {"usr/share", 0o755},
 	{"usr/local", 0o755}, {"usr/local/bin", 0o755}, {"usr/local/sbin", 0o755}, {"usr/local/lib", 0o755},
 	{"usr/local/etc", 0o755}, {"usr/local/share", 0o755}, {"etc", 0o755},
 }
@@ -458,6 +459,28 @@ func moveMount(f *os.File, target string) error {
 	return unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
+// errUnmapped is of file systems whose ids cannot be mapped, such as the overlay
+// that is the root of most containers.
+var errUnmapped = errors.New("this file system cannot be mounted with mapped ids")
+
+// cloneShared is cloneTree, but where ids cannot be mapped the tree belongs to
+// nobody in the machine: it is read as everyone may, and what lies over it
+// belongs to the machine, as it does for ordinary users.
+func cloneShared(path string, userns *os.File) (*os.File, error) {
+	f, err := cloneTree(path, userns)
+	if !errors.Is(err, errUnmapped) {
+		return f, err
+	}
+	if f, err = cloneTree(path, nil); err != nil {
+		return nil, err
+	}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("making the mount of %s read-only: %w", path, err)
+	}
+	return f, nil
+}
+
 // cloneTree returns a detached mount of path. Where userns is given, its ids
 // are mapped to those of that user namespace and it is read-only: what lies
 // below an overlay need not be writable, and is the host's.
@@ -473,6 +496,9 @@ func cloneTree(path string, userns *os.File) (*os.File, error) {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY, Userns_fd: uint64(userns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		f.Close()
+		if errors.Is(err, unix.EINVAL) {
+			err = errUnmapped
+		}
 		return nil, fmt.Errorf("mapping the ids of %s: %w", path, err)
 	}
 	return f, nil
