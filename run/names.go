@@ -211,7 +211,7 @@ func (x *execution) supplied(p *Plan, n Named) []netip.Addr {
 	}
 	var out []netip.Addr
 	for a, label := range p.Routes {
-		if s := x.suppliers[label]; s != nil && slices.Contains(services, s.plan.Recipe.Service) {
+		if s := x.supplier(label); s != nil && slices.Contains(services, s.plan.Recipe.Service) {
 			out = append(out, a)
 		}
 	}

@@ -46,10 +46,11 @@ type Plan struct {
 	Secrets  map[string]string
 	Named    []Named   // what of Policy is known when the seal closes
 	Contacts []Contact // what production is asked for, under Production
-	// Suppliers are the recipes that are brought up before, in order, and
+	// Suppliers are the recipes that are brought up before, wave by wave, and
 	// their suppliers with them; Routes says which of them has an address that
 	// this recipe may reach. Both are of Recipes alone.
 	Suppliers []*Plan
+	Wave      int                   // of a supplier: those of one wave come up at the same time
 	Routes    map[netip.Addr]string // address → label of a supplier
 	Except    []string              // titles of manual steps
 	Free      []string              // files that the recipe brings, for people

@@ -34,6 +34,7 @@ type execution struct {
 	judged    func()
 	group     context.Context
 	fail      context.CancelCauseFunc
+	mu        sync.Mutex       // guards what suppliers that come up at once write
 	suppliers map[string]*site // by label
 	order     []*site          // in which they came up
 	used      []int64          // by condition; nil if that is not known
@@ -179,6 +180,31 @@ func (x *execution) lookInside(f *failure) string {
 	return fmt.Sprintf("%s --after %q", line, after)
 }
 
+// supplyAll brings all suppliers up, those of one wave at the same time. The first
+// that fails ends the others.
+func (x *execution) supplyAll() *failure {
+	for rest := x.plan.Suppliers; len(rest) > 0; {
+		n := slices.IndexFunc(rest, func(p *Plan) bool { return p.Wave != rest[0].Wave })
+		if n < 0 {
+			n = len(rest)
+		}
+		var wave sync.WaitGroup
+		for _, p := range rest[:n] {
+			wave.Go(func() {
+				if f := x.guarded(func() *failure { return x.supply(p) }); f != nil {
+					x.fail(f)
+				}
+			})
+		}
+		wave.Wait()
+		if f := stopped(x.group); f != nil {
+			return f
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
 // supply brings one supplier up; it stays up until the execution is closed.
 func (x *execution) supply(p *Plan) *failure {
 	failed := func(f *failure) *failure { return supplierFailure(p, f) }
@@ -192,11 +218,13 @@ func (x *execution) supply(p *Plan) *failure {
 	if s.policy, unresolved = x.policy(p); unresolved != nil {
 		return failed(unresolved)
 	}
+	x.mu.Lock()
 	if x.suppliers == nil {
 		x.suppliers = map[string]*site{}
 	}
 	x.suppliers[p.Label()] = s
 	x.order = append(x.order, s)
+	x.mu.Unlock()
 	if f := s.open(); f != nil {
 		return failed(f)
 	}
@@ -209,12 +237,22 @@ func (x *execution) supply(p *Plan) *failure {
 		}
 		return failed(f)
 	}
-	x.stops = append(x.stops, context.AfterFunc(s.life, func() {
+	stop := context.AfterFunc(s.life, func() {
 		if f := stopped(s.life); f.code != codeInterrupted {
 			x.fail(failed(f))
 		}
-	}))
+	})
+	x.mu.Lock()
+	x.stops = append(x.stops, stop)
+	x.mu.Unlock()
 	return nil
+}
+
+// supplier returns the site of a supplier that comes up or is up, else nil.
+func (x *execution) supplier(label string) *site {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.suppliers[label]
 }
 
 const supplierWords = "the supplier "
@@ -245,7 +283,7 @@ func (x *execution) dialFor(p *Plan) dialer {
 		return x.Dial
 	}
 	return func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-		s := x.suppliers[p.Routes[to.Addr().Unmap()]]
+		s := x.supplier(p.Routes[to.Addr().Unmap()])
 		if s == nil || s.env == nil {
 			return nil, fmt.Errorf("no supplier has the address %s", to.Addr())
 		}

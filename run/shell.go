@@ -103,10 +103,8 @@ func (x *execution) open() *failure {
 	if f := x.probe(); f != nil {
 		return f
 	}
-	for _, s := range p.Suppliers {
-		if f := x.supply(s); f != nil {
-			return f
-		}
+	if f := x.supplyAll(); f != nil {
+		return f
 	}
 	x.site = newSite(x.group, p, x.voice, x.Provider, x.staged[p].files, x.dialFor(p))
 	x.site.deadline = time.Now().Add(p.Recipe.Within + x.Keep + 30*time.Minute)

@@ -147,10 +147,11 @@ func (w *waves) supply(p *Plan, o PlanOptions) *Refusal {
 		return refusal
 	}
 	for _, s := range chosen {
+		s.Wave = w.of(s.Recipe)
 		p.Suppliers = append(p.Suppliers, s)
 	}
 	slices.SortFunc(p.Suppliers, func(a, b *Plan) int {
-		return cmp.Or(cmp.Compare(w.of(a.Recipe), w.of(b.Recipe)), strings.Compare(a.Label(), b.Label()))
+		return cmp.Or(cmp.Compare(a.Wave, b.Wave), strings.Compare(a.Label(), b.Label()))
 	})
 	return checkAddresses(p)
 }

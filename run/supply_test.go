@@ -1,9 +1,11 @@
 package run
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"bj/fleet"
 	"bj/run/event"
@@ -78,6 +80,29 @@ func TestSupplyByRecipes(t *testing.T) {
 		r := *l.supplied("web", "10.0.0.3", "pkgs", "dns")
 		r.Conditions = r.Conditions[:1]
 		l.want(&r, "not recovered daemon serve web m", `allow("dns") would allow it`)
+	})
+	trial(t, func(l *lab) { // those of one wave at the same time
+		l.plan.Supply = Recipes
+		for i, name := range []string{"dns", "pkgs"} {
+			r := l.supplied(name, fmt.Sprintf("10.0.0.%d", i+1))
+			r.Strategy = append(r.Strategy, fleet.Action{Step: step(r, "wait", "sleep 3m")})
+		}
+		start := time.Now()
+		l.want(l.supplied("web", "10.0.0.3", "dns", "pkgs"), "recovered")
+		if took := time.Since(start); took < 3*time.Minute || took > 5*time.Minute {
+			t.Errorf("two suppliers of three minutes each took %s", took)
+		}
+	})
+	trial(t, func(l *lab) { // the first of a wave that fails ends the others, and is named
+		l.plan.Supply = Recipes
+		r := l.supplied("dns", "10.0.0.1")
+		r.Strategy = append(r.Strategy, fleet.Action{Step: step(r, "wait", "sleep 4m")})
+		l.supplied("pkgs", "10.0.0.2").Strategy[0].Step.Run[0].Text = "echo broken\nexit 1"
+		start := time.Now()
+		l.want(l.supplied("web", "10.0.0.3", "dns", "pkgs"), "error supply", "the supplier //pkgs:up", "broken")
+		if took := time.Since(start); took > time.Minute {
+			t.Errorf("it took %s to give up", took)
+		}
 	})
 	trial(t, func(l *lab) { // a supplier that fails is named
 		l.plan.Supply = Recipes
