@@ -3,7 +3,6 @@ package lang
 import (
 	"bytes"
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -22,7 +21,8 @@ type CallEdit struct {
 }
 
 // EditCalls changes elements of lists in the text of a file, and nothing else:
-// comments and layout stay as they are, and what was formatted still is. Calls
+// comments and layout stay as they are, but for tabs that indent, and what was
+// formatted still is. Calls
 // that are not written as elements of a list are missed, and returned. The error
 // is a diag.List if the text cannot be parsed.
 func EditCalls(file string, src []byte, edits []CallEdit) (out []byte, missed []diag.Pos, err error) {
@@ -30,10 +30,20 @@ func EditCalls(file string, src []byte, edits []CallEdit) (out []byte, missed []
 	if err != nil {
 		return nil, nil, err
 	}
-	f, err := build.ParseDefault(file, src)
+	f, err := layout(file, src)
 	if err != nil {
-		return nil, nil, fmt.Errorf("editing %s: %w", file, err)
+		return nil, nil, err
 	}
+	// Where a tab begins a statement's line, what is laid out stands further right.
+	written, blanks := bytes.Split(src, []byte{'\n'}), bytes.Split(untab(src), []byte{'\n'})
+	asked := edits
+	edits = slices.Clone(edits)
+	for i, e := range edits {
+		if n := e.Pos.Line - 1; n >= 0 && n < len(written) {
+			edits[i].Pos.Col += len(blanks[n]) - len(written[n])
+		}
+	}
+	src = untab(src)
 	type place struct {
 		start, end int // of the call
 		own        int // where its own comments begin, or start
@@ -77,7 +87,7 @@ func EditCalls(file string, src []byte, edits []CallEdit) (out []byte, missed []
 	})
 	for i, ok := range found {
 		if !ok {
-			missed = append(missed, edits[i].Pos)
+			missed = append(missed, asked[i].Pos)
 		}
 	}
 	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(b.start, a.start) })

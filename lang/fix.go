@@ -1,7 +1,6 @@
 package lang
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -16,9 +15,9 @@ func Fix(file string, src []byte, rules []Rule) ([]byte, error) {
 	if _, err := Format(file, src); err != nil {
 		return nil, err
 	}
-	f, err := build.ParseDefault(file, src)
+	f, err := layout(file, src)
 	if err != nil {
-		return nil, fmt.Errorf("mending %s: %w", file, err)
+		return nil, err
 	}
 	changed := false
 	for _, r := range rules {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,7 +53,21 @@ func meaning(t *testing.T, src []byte) string {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, src)
 	}
+	// Loads may move: they bind the same names wherever they stand.
+	var loads []string
+	f.Stmts = slices.DeleteFunc(f.Stmts, func(s syntax.Stmt) bool {
+		load, ok := s.(*syntax.LoadStmt)
+		if !ok {
+			return false
+		}
+		for i, from := range load.From {
+			loads = append(loads, fmt.Sprintf("%q %s as %s;", load.ModuleName(), from.Name, load.To[i].Name))
+		}
+		return true
+	})
+	slices.Sort(loads)
 	var b strings.Builder
+	b.WriteString(strings.Join(loads, ""))
 	var open []string // what closes each node
 	syntax.Walk(f, func(n syntax.Node) bool {
 		if n == nil {
@@ -139,6 +154,7 @@ func FuzzFormatMeaning(f *testing.F) {
 		"x=[1,\n 2]\n", "f(a=1,b=2,*c,**d)\n", "def f(a, b=1, *c, **d):\n  return a if b else (c, d)\n",
 		"x = 'it''s' + \"a\\\"b\" + r'\\d' + b'\\x00'\n", "x = \"\"\"a\n  b\n\"\"\"\n", "load(':a.star','b',c='d')\n",
 		"x = {1: 2, 'a': [i for i in range(3) if i not in (1,)]}\n", "x = 0o17 + 0x1F + 1e3 + .5 - -1 // 2 % 3\n",
+		"def f(a):\n\tif a: # b\n\t\tfor b in a:\n            \tc = [a,\n\t1]\n  # d\n\treturn '''\n\t'''\n", "x = 1\nload(':b.star', 'z', 'a')\n# c\nload(':a.star', 'c')\nload(':b.star', 'd') # e\n",
 		"if x: pass\nelif y:\n  for a, in b: break\nelse:\n  x += 1; y |= 2\n", "x = lambda a, *b: not a and b[1:2:-1].c(d)\n",
 		"# a\n\n# b\nx = 1 # c\n\n\n\n# d\n", "f(\n  # in\n  a\n  # out\n)\n", "x = (yield_)\nx = ((1))\n",
 	} {

@@ -1,7 +1,7 @@
 package lang
 
 import (
-	"fmt"
+	"errors"
 	"strings"
 
 	"github.com/bazelbuild/buildtools/build"
@@ -40,8 +40,10 @@ func Lint(file string, src []byte, rules []Rule) diag.List {
 	if err != nil {
 		return diag.List{syntaxDiagnostic(file, src, err)}
 	}
-	laid, err := build.ParseDefault(file, src)
-	if err != nil {
+	laid, err := layout(file, src)
+	if list := (diag.List)(nil); errors.As(err, &list) {
+		return list
+	} else if err != nil {
 		return diag.List{syntaxDiagnostic(file, src, err)}
 	}
 	source := NewSource(file, src)
@@ -68,62 +70,6 @@ func Lint(file string, src []byte, rules []Rule) diag.List {
 func Silenced(source *Source, line int, rule string) bool {
 	mark := "buildifier: disable=" + rule
 	return strings.Contains(source.Line(line), mark) || strings.Contains(source.Line(line-1), mark)
-}
-
-// uses counts the identifiers of a tree that are read, by name.
-func uses(n syntax.Node) map[string]int {
-	count := map[string]int{}
-	syntax.Walk(n, func(n syntax.Node) bool {
-		switch n := n.(type) {
-		case *syntax.Ident:
-			count[n.Name]++
-		case *syntax.DotExpr:
-			count[n.Name.Name]-- // is walked too
-		}
-		return true
-	})
-	return count
-}
-
-func unusedLoad(f *syntax.File, report func(syntax.Position, string, string)) {
-	count := uses(f)
-	for _, s := range f.Stmts {
-		load, ok := s.(*syntax.LoadStmt)
-		if !ok {
-			continue
-		}
-		for i, to := range load.To {
-			written := 1
-			if load.From[i].Name == to.Name {
-				written = 2 // walked as From and To
-			}
-			if count[to.Name] <= written {
-				report(to.NamePos, fmt.Sprintf("loaded name %s is not used", to.Name), "leave it out")
-			}
-		}
-	}
-}
-
-func unusedLocal(f *syntax.File, report func(syntax.Position, string, string)) {
-	syntax.Walk(f, func(n syntax.Node) bool {
-		def, ok := n.(*syntax.DefStmt)
-		if !ok {
-			return true
-		}
-		count := uses(def)
-		seen := map[string]bool{}
-		for _, s := range def.Body {
-			a, ok := s.(*syntax.AssignStmt)
-			if !ok || a.Op != syntax.EQ {
-				continue
-			}
-			if id, ok := a.LHS.(*syntax.Ident); ok && count[id.Name] == 1 && !seen[id.Name] && !strings.HasPrefix(id.Name, "_") {
-				seen[id.Name] = true
-				report(id.NamePos, fmt.Sprintf("local name %s is not used", id.Name), "leave it out, or begin it with _")
-			}
-		}
-		return true
-	})
 }
 
 func fileDoc(f *syntax.File, report func(syntax.Position, string, string)) {

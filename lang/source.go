@@ -25,6 +25,9 @@ func parse(file string, src []byte) (*syntax.File, error) {
 	if len(src) > maxSource {
 		return nil, &sourceError{diag.Pos{File: file, Line: 1, Col: 1}, fmt.Sprintf("file is larger than %d KiB", maxSource>>10), "split it; load shares values between files"}
 	}
+	if bytes.HasPrefix(src, []byte("\uFEFF")) {
+		return nil, &sourceError{diag.Pos{File: file, Line: 1, Col: 1}, "file begins with a byte order mark", "save it as UTF-8 without one"}
+	}
 	if !utf8.Valid(src) {
 		line := 1 + bytes.Count(src[:invalidAt(src)], []byte{'\n'})
 		return nil, &sourceError{diag.Pos{File: file, Line: line, Col: 1}, "file is not UTF-8", "save it as UTF-8"}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.starlark.net/syntax"
 
+	"bj/fleet"
 	"bj/lang"
 	"bj/lang/diag"
 )
@@ -102,7 +103,11 @@ func (f *lintFlags) run(ctx context.Context, e *env, args []string) error {
 			return err
 		}
 	}
-	for _, d := range lintFleet(result.Fleet) {
+	globals, err := unusedGlobals(ws, result.Fleet, files)
+	if err != nil {
+		return err
+	}
+	for _, d := range append(lintFleet(result.Fleet), globals...) {
 		if source := sources[d.Pos.File]; source != nil && !lang.Silenced(source, d.Pos.Line, d.Rule) {
 			d.Source = source.Line(d.Pos.Line)
 			found = append(found, d)
@@ -128,6 +133,49 @@ func (f *lintFlags) run(ctx context.Context, e *env, args []string) error {
 		fmt.Fprintln(e.stderr, "bj: nothing is left; now run: bj test //...")
 	}
 	return nil
+}
+
+// unusedGlobals finds names that no file of the workspace uses, in files that
+// declare something: others are there to be loaded one day.
+func unusedGlobals(ws *lang.Workspace, f *fleet.Fleet, files []string) (diag.List, error) {
+	declares := map[string]bool{}
+	for _, s := range f.Services {
+		declares[s.Pos.File] = s.Known == ""
+	}
+	for _, r := range f.Recipes {
+		declares[r.Pos.File] = true
+	}
+	all, err := walkStar(ws.Root)
+	if err != nil {
+		return nil, err
+	}
+	sources := map[string][]byte{}
+	loaded := map[string]map[string]bool{}
+	for _, file := range all {
+		src, err := os.ReadFile(ws.Path(file))
+		if err != nil {
+			return nil, fmt.Errorf("reading: %w", err)
+		}
+		sources[file] = src
+		for from, names := range lang.Loaded(file, src) {
+			if loaded[from] == nil {
+				loaded[from] = map[string]bool{}
+			}
+			for _, name := range names {
+				loaded[from][name] = true
+			}
+		}
+	}
+	var found diag.List
+	for _, file := range files {
+		if !declares[file] {
+			continue
+		}
+		lang.UnusedGlobals(file, sources[file], loaded[file], []string{"service", "recipe"}, func(pos diag.Pos, message, hint string) {
+			found = append(found, diag.Diagnostic{Pos: pos, Severity: diag.Warning, Rule: "unused-global", Message: message, Hint: hint})
+		})
+	}
+	return found, nil
 }
 
 // writeFindings prints what was found.
@@ -191,6 +239,7 @@ func lintSARIF(found diag.List, rules []lang.Rule) any {
 // lintRules are lang's rules and those of the vocabulary.
 func lintRules() []lang.Rule {
 	return append(lang.Rules(),
+		lang.Rule{Name: "unused-global", Doc: "A file with recipes binds a name that no file uses; names that begin with _ are meant so."},
 		lang.Rule{Name: "allow-everything", Doc: "A recipe with allow(\"*\") proves no way back.", Check: onCalls("allow", func(c *syntax.CallExpr, report reporter) {
 			if len(c.Args) == 0 {
 				return
