@@ -95,11 +95,8 @@ func (r *runner) stage(ctx context.Context, plans []*Plan) map[*Plan]staged {
 	out := map[*Plan]staged{}
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	slots := make(chan struct{}, cores())
 	for _, key := range order {
-		slots <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slots }()
+		all.Go(func() { // how much is built at once is the stager's affair, who knows then how much there is
 			ps := groups[key]
 			made := r.stageOne(ctx, ps[0], owner[ps[0]])
 			mu.Lock()

@@ -115,6 +115,12 @@ func (t *Terminal) Event(e event.Event) {
 	}
 	p := t.find(e)
 	known := len(p.unmissed)
+	switch {
+	case e.Event == event.Build:
+		p.phase, p.title = "tools", e.Text
+	case p.phase == "tools":
+		p.start, p.phase, p.title = e.Time, "starting", "" // tools are made before it has its turn
+	}
 	if e.Supplier == "" {
 		p.add(e)
 	} else if e.Event == event.Lease || e.Event == event.StepStarted {
@@ -162,12 +168,7 @@ func (p *progress) add(e event.Event) {
 		}
 		p.title = title
 	}
-	if p.phase == "tools" && e.Event != event.Build {
-		p.start, p.phase, p.title = e.Time, "starting", "" // tools are made before it has its turn
-	}
 	switch e.Event {
-	case event.Build:
-		p.phase, p.title = "tools", e.Text
 	case event.Lease:
 		p.phase, p.title = "sealing", ""
 	case event.Sealed:

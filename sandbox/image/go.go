@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,17 +37,18 @@ func (s *Store) goModule(ctx context.Context, t sandbox.Tool, progress func(stri
 	}
 	key := fmt.Sprintf("go %s for linux/%s with %s %s", t.Go, runtime.GOARCH, goVersion, strings.Join(goFlags, " "))
 	m, err := s.cached(ctx, key, progress, func(work string) (made, error) {
-		release, err := s.slot(ctx)
+		ctx, release, more, err := s.turn(ctx)
 		if err != nil {
 			return made{}, err
 		}
 		defer release()
 		start := time.Now()
-		progress(fmt.Sprintf("building %s %s", t.Name, version))
+		progress(fmt.Sprintf("building %s %s%s", t.Name, version, more))
 		mod := filepath.Join(work, "module")
 		if err := os.Mkdir(mod, 0o755); err != nil {
 			return made{}, err
 		}
+		env := append(slices.Clone(env), "GOTMPDIR="+work) // of a go that is killed nothing stays
 		if err := os.WriteFile(filepath.Join(mod, "go.mod"), []byte("module bj.invalid/tool\n\ngo 1.21\n"), 0o644); err != nil {
 			return made{}, err
 		}
@@ -66,8 +68,8 @@ func (s *Store) goModule(ctx context.Context, t sandbox.Tool, progress func(stri
 }
 
 // goLocal builds ./cmd/x of the workspace's own module. What it depends on is
-// known to go build alone, so go build is asked every time; it is quick when
-// nothing changed.
+// known to go build alone, so go build is asked every time; and it is shown the
+// program of last time, which it leaves as it is when nothing changed.
 func (s *Store) goLocal(ctx context.Context, t sandbox.Tool, progress func(string)) ([]sandbox.File, error) {
 	env, goCmd, goVersion, err := s.goTool(ctx, s.Workspace)
 	if err != nil {
@@ -84,14 +86,33 @@ func (s *Store) goLocal(ctx context.Context, t sandbox.Tool, progress func(strin
 	if err := errors.Join(removeAll(work), os.MkdirAll(work, 0o755)); err != nil {
 		return nil, err
 	}
-	release, err := s.slot(ctx)
+	ctx, release, more, err := s.turn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	progress(fmt.Sprintf("building %s from %s", t.Name, t.Go))
+	key := "go " + filepath.Join(s.Workspace, t.Go)
+	last, known := s.lookup(key)
+	known = known && !s.Fresh
+	if known {
+		out := filepath.Join(work, "out")
+		if err := errors.Join(copyFile(s.source(last), out), os.Chmod(out, 0o755)); err != nil {
+			return nil, err
+		}
+	} else {
+		progress(fmt.Sprintf("building %s from %s%s", t.Name, t.Go, more))
+	}
+	start := time.Now()
+	env = append(slices.Clone(env), "GOTMPDIR="+work)
 	m, err := s.goBuild(ctx, work, command{s.Workspace, env, []string{goCmd, "./" + path.Clean(t.Go)}}, t.Go+" of the workspace, built with "+goVersion)
 	if err != nil {
+		return nil, err
+	}
+	if !known || m.Digest != last.Digest {
+		progress(fmt.Sprintf("built %s in %s, %s", t.Name, seconds(time.Since(start)), megabytes(m.Size)))
+	}
+	m.Key = key
+	if err := s.record(work, m); err != nil {
 		return nil, err
 	}
 	return program(t.Name, s.source(m), m.Digest, m.About), nil
@@ -114,7 +135,8 @@ func (s *Store) goBuild(ctx context.Context, work string, c command, about strin
 }
 
 // goTool returns the environment for the go command in dir, its path and its
-// version. Of what a person has set, whatever changes the program is dropped.
+// version, for which go is asked once in each folder. Of what a person has set,
+// whatever changes the program is dropped.
 func (s *Store) goTool(ctx context.Context, dir string, set ...string) (env []string, goCmd, version string, err error) {
 	env = s.environ([]string{"GOFLAGS", "GOWORK", "GOOS", "GOARCH", "CGO_ENABLED", "GOEXPERIMENT", "GOAMD64", "GOARM64"},
 		append(set, "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)...)
@@ -122,11 +144,23 @@ func (s *Store) goTool(ctx context.Context, dir string, set ...string) (env []st
 	if err != nil {
 		return nil, "", "", hint(err, "install Go (apt-get install golang-go), or give the program with --tool NAME=PATH")
 	}
+	s.goMu.Lock()
+	defer s.goMu.Unlock()
+	if v := s.goVersions[dir]; v != "" {
+		return env, goCmd, v, nil
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, "", "", err
 	}
 	out, err := command{dir, env, []string{goCmd, "env", "GOVERSION"}}.run(ctx)
-	return env, goCmd, strings.TrimSpace(out), err
+	if err != nil {
+		return nil, "", "", err
+	}
+	if s.goVersions == nil {
+		s.goVersions = map[string]string{}
+	}
+	s.goVersions[dir] = strings.TrimSpace(out)
+	return env, goCmd, s.goVersions[dir], nil
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.0fs", max(1, d.Seconds())) }

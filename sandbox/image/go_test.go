@@ -167,12 +167,43 @@ func TestGoOfTheWorkspace(t *testing.T) {
 	if got := output(t, first[0].Source); got != "one" {
 		t.Errorf("the program says %q", got)
 	}
+	if again, said := stage(t, s, tool); said != "" || again[0].Digest != first[0].Digest || output(t, again[0].Source) != "one" {
+		t.Errorf("nothing changed, and it says %q and makes %+v", said, again[0])
+	}
 	write(t, ws+"/cmd/x/x.go", fmt.Sprintf(main, "two"), 0o644)
-	second, _ := stage(t, s, tool)
-	if got := output(t, second[0].Source); got != "two" || output(t, first[0].Source) != "one" {
-		t.Errorf("after a change the program says %q", got)
+	second, said := stage(t, s, tool)
+	if got := output(t, second[0].Source); got != "two" || output(t, first[0].Source) != "one" || !strings.Contains(said, "built x in ") {
+		t.Errorf("after a change the program says %q; said was %q", got, said)
 	}
 	refused(t, s, sandbox.Tool{Name: "y", Go: "./cmd/y"}, "cmd/y: directory not found")
+}
+
+// TestTurns holds that who waits for its turn says nothing, and who has it says
+// how much waits behind it.
+func TestTurns(t *testing.T) {
+	h := newGoHost(t)
+	s := &Store{Dir: t.TempDir(), Env: h.env, Jobs: 1}
+	_, release, more, err := s.turn(t.Context())
+	if err != nil || more != "" {
+		t.Fatalf("the first waits: %v, %q", err, more)
+	}
+	var w words
+	done := make(chan error)
+	go func() {
+		_, err := s.Stage(t.Context(), []sandbox.Tool{hello, {Name: "b", Go: "example.test/hello/cmd/b@v1.0.0"}}, nil, w.say)
+		done <- err
+	}()
+	eventually(t, "both wait for their turn", func() bool { return s.waiting.Load() == 2 })
+	if said := w.String(); said != "" {
+		t.Errorf("it has no turn, and says %q", said)
+	}
+	release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if said := w.String(); strings.Count(said, ", then 1 more\n") != 1 || strings.Contains(said, "then 2") || strings.Contains(said, "waiting") {
+		t.Errorf("it says:\n%s", said)
+	}
 }
 
 func TestSeveralBuildOnce(t *testing.T) {
@@ -255,13 +286,13 @@ esac
 }
 
 func TestInterrupted(t *testing.T) {
-	fake := t.TempDir()
-	write(t, fake+"/go", fmt.Sprintf("#!/bin/sh\n[ \"$1\" = env ] && { echo go1.0; exit; }\nsleep 1000 &\necho $! > %s/pid\nwait\n", fake), 0o755)
+	fake, dir := t.TempDir(), t.TempDir()
+	write(t, fake+"/go", fmt.Sprintf("#!/bin/sh\n[ \"$1\" = env ] && { echo go1.0; exit; }\nmkdir $GOTMPDIR/go-build1\nsleep 1000 &\necho $! > %s/pid\nwait\n", fake), 0o755)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error)
 	go func() {
-		_, err := (&Store{Dir: t.TempDir(), Env: []string{"PATH=" + fake + ":/usr/bin:/bin"}}).Stage(ctx, []sandbox.Tool{hello}, nil, nil)
+		_, err := (&Store{Dir: dir, Env: []string{"PATH=" + fake + ":/usr/bin:/bin"}}).Stage(ctx, []sandbox.Tool{hello}, nil, nil)
 		done <- err
 	}()
 	var pid int
@@ -280,6 +311,9 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal("it does not end")
 	}
 	eventually(t, "what go get had started ends", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) || zombie(pid) })
+	if got := entries(t, dir+"/work"); len(got) != 0 {
+		t.Errorf("unfinished work is left: %v", got)
+	}
 }
 
 func realGo(t *testing.T) string {

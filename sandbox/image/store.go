@@ -38,6 +38,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bj/sandbox"
@@ -62,7 +63,8 @@ type Store struct {
 	// Jobs is how many tools are built at once; 0 means two, as the compiler is
 	// parallel itself and a linker needs a gigabyte.
 	Jobs int
-	// Timeout bounds the making of one tool; 0 means 20 minutes.
+	// Timeout bounds the making of one tool, from when it has its turn; 0 means 20
+	// minutes. It waits for its turn for at most six times as long.
 	Timeout time.Duration
 	// MaxSize bounds a download in bytes; 0 means 4 GiB.
 	MaxSize int64
@@ -73,8 +75,13 @@ type Store struct {
 	// AptOptions are lines of apt.conf that are put after all others.
 	AptOptions []string
 
-	once sync.Once
-	jobs chan struct{}
+	once    sync.Once
+	jobs    chan struct{}
+	waiting atomic.Int64 // for one of jobs
+	mine    sync.Map     // keys that this Store is making
+
+	goMu       sync.Mutex
+	goVersions map[string]string // by the folder in which go was asked
 }
 
 var _ sandbox.Stager = (*Store)(nil)
@@ -111,7 +118,11 @@ func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, i *sandbox.Imag
 }
 
 func (s *Store) stage(ctx context.Context, t sandbox.Tool, b base, progress func(string)) ([]sandbox.File, error) {
-	ctx, cancel := context.WithTimeout(ctx, orDefault(s.Timeout, 20*time.Minute))
+	limit := s.timeout()
+	if t.Go != "" {
+		limit += 6 * limit // it may have to wait for its turn
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	files, err := s.make(ctx, t, b, progress)
 	if err == nil {
@@ -202,11 +213,17 @@ func (s *Store) cached(ctx context.Context, key string, progress func(string), c
 		return m, nil
 	}
 	id := textDigest(key)
-	l, err := s.lock(ctx, id, func() { progress("waiting for another bj, which is making " + key) })
+	l, err := s.lock(ctx, id, func() {
+		if _, ok := s.mine.Load(key); !ok {
+			progress("waiting for another bj, which is making " + key)
+		}
+	})
 	if err != nil {
 		return made{}, err
 	}
 	defer l.unlock()
+	s.mine.Store(key, nil)
+	defer s.mine.Delete(key)
 	if m, ok := s.lookup(key); ok && !s.Fresh {
 		return m, nil // the one that had the lock has made it
 	}
@@ -299,17 +316,26 @@ func (s *Store) Hold(ctx context.Context, r Root) (letGo func(), err error) {
 	return l.unlock, nil
 }
 
-// slot waits for one of the places in which something is built, and returns
-// what gives it back.
-func (s *Store) slot(ctx context.Context) (func(), error) {
+// turn waits for one of the places in which something is built. It returns the
+// context in which that is done, what gives the place back, and in words how much
+// waits behind it, which is empty if nothing does.
+func (s *Store) turn(ctx context.Context) (building context.Context, release func(), more string, err error) {
 	s.once.Do(func() { s.jobs = make(chan struct{}, orDefault(s.Jobs, min(2, runtime.NumCPU()))) })
+	s.waiting.Add(1)
 	select {
 	case s.jobs <- struct{}{}:
-		return func() { <-s.jobs }, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		s.waiting.Add(-1)
+		return nil, nil, "", fmt.Errorf("waiting for a turn to build: %w", ctx.Err())
 	}
+	if n := s.waiting.Add(-1); n > 0 {
+		more = fmt.Sprintf(", then %d more", n)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout())
+	return ctx, func() { cancel(); <-s.jobs }, more, nil
 }
+
+func (s *Store) timeout() time.Duration { return orDefault(s.Timeout, 20*time.Minute) }
 
 // hint makes err one of staging, with words that mend it.
 func hint(err error, words string) error {
