@@ -96,8 +96,12 @@ func (d *daemon) wait(ctx context.Context) *failure {
 		return stopped(ctx)
 	case limit.Err() != nil:
 		d.giveUp(ctx)
-		return &failure{kind: kindStep, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start,
+		f := &failure{kind: kindStep, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start,
 			message: fmt.Sprintf("step %q failed on %s: the daemon's output did not match %q within %s", d.step.Title, d.m.Name(), d.step.Expect, d.step.Within)}
+		if f.output == "" {
+			f.hint = "it runs and has printed nothing: many programs keep back what they print to a pipe (python3 needs -u); without expect, wait_for_port of @bj//stdlib:wait.star waits until it listens"
+		}
+		return f
 	}
 	d.up = true
 	return nil

@@ -38,6 +38,7 @@ func TestDaemonVerdicts(t *testing.T) {
 			r.Validation[0].Steady = 1900 * time.Millisecond
 		}, "not recovered daemon serve m", nil},
 		"expect":                 {"sleep 10s\necho serving now\ntouch ready\nforever", 0, func(r *fleet.Recipe, d *fleet.Step) { d.Expect = "serving" }, "recovered", nil},
+		"expect of the silent":   {"forever", 0, func(r *fleet.Recipe, d *fleet.Step) { d.Expect = "serving" }, "not recovered step serve m", []string{"it runs and has printed nothing"}},
 		"expect in vain":         {"echo starting\nforever", 0, func(r *fleet.Recipe, d *fleet.Step) { d.Expect = "serving" }, "not recovered step serve m", []string{`did not match "serving" within 5m0s`, "starting"}},
 		"ends unexpected":        {"echo starting\nsleep 3s", 0, func(r *fleet.Recipe, d *fleet.Step) { d.Expect = "serving" }, "not recovered daemon serve m", nil},
 		"retried":                {"count n 2\ntouch ready\nforever", 0, func(r *fleet.Recipe, d *fleet.Step) { d.Retry = 1 }, "recovered", nil},

@@ -540,8 +540,8 @@ func (l *lab) check(v event.Verdict, verdict string, words ...string) {
 		l.t.Errorf("verdict is %q, want %q; reason:\n%s", got, verdict, v.Reason)
 	}
 	for _, w := range words {
-		if !strings.Contains(v.Reason, w) {
-			l.t.Errorf("the reason lacks %q:\n%s", w, v.Reason)
+		if !strings.Contains(v.Reason+"\n"+v.Hint, w) {
+			l.t.Errorf("reason and hint lack %q:\n%s\n%s", w, v.Reason, v.Hint)
 		}
 	}
 }
