@@ -53,6 +53,9 @@ func (s *Store) goModule(ctx context.Context, t sandbox.Tool, progress func(stri
 			return made{}, err
 		}
 		if _, err := (command{mod, env, []string{goCmd, "get", t.Go}}).run(ctx); err != nil {
+			if strings.Contains(err.Error(), "does not contain package") {
+				return made{}, hint(err, "write the folder of its package main, such as "+fmt.Sprintf("go = %q", "example.org/module/cmd/"+t.Name+"@"+version))
+			}
 			return made{}, hint(err, "the first build needs the module proxy; a program that is already built can be given with --tool "+t.Name+"=PATH")
 		}
 		m, err := s.goBuild(ctx, work, command{mod, env, []string{goCmd, pkg}}, t.Go+", built with "+goVersion)

@@ -146,6 +146,7 @@ func TestGoMistakes(t *testing.T) {
 	refused(t, s, sandbox.Tool{Name: "bad", Go: "example.test/hello/bad@v1.0.0"}, "undefinedThing", "main.go:3")
 	refused(t, s, sandbox.Tool{Name: "lib", Go: "example.test/hello/lib@v1.0.0"}, "not a program")
 	refused(t, s, sandbox.Tool{Name: "gone", Go: "example.test/gone@v1.0.0"}, "example.test/gone", "module proxy")
+	refused(t, s, sandbox.Tool{Name: "astray", Go: "example.test/hello/cmd@v1.0.0"}, "does not contain package", "cmd/astray@v1.0.0")
 	for _, version := range []string{"", "@", "@latest", "@main", "@v1", "@1.2.3"} {
 		refused(t, s, sandbox.Tool{Name: "loose", Go: "example.test/hello" + version}, "exact version", "example.test/hello@v1.2.3")
 	}
