@@ -18,7 +18,7 @@ type Options struct {
 	// Results returns the recorded runs of a recipe, the oldest first. Nil
 	// means that no results are given.
 	Results func(label string) []event.Record
-	// Digest is that of a recipe as it stands; event.Digest if nil.
+	// Digest is that of a recipe as it stands; without what files hold if nil.
 	Digest func(*fleet.Fleet, *fleet.Recipe) string
 	// AssumeDown takes what is assumed as lost.
 	AssumeDown bool
@@ -52,7 +52,7 @@ func New(f *fleet.Fleet, o Options) (*Graph, error) {
 		d.addKnown(k)
 	}
 	if o.Digest == nil {
-		o.Digest = event.Digest
+		o.Digest = func(f *fleet.Fleet, r *fleet.Recipe) string { return event.Digest(f, r, nil) }
 	}
 	owners := NewOwners(f.Services)
 	for _, r := range f.Recipes {
@@ -171,12 +171,7 @@ type proof struct {
 // learn takes from recorded results whether x is a way out, and how long it
 // takes. It returns nil if x never recovered.
 func (x *draftRecipe) learn(f *fleet.Fleet, r *fleet.Recipe, o *Options) *proof {
-	// An error says something of the environment it ran in, and nothing of the
-	// recipe: no machine, a supplier that did not hold. But what is vacuous is so
-	// by its own doing.
-	records := slices.DeleteFunc(slices.Clone(o.Results(r.Label)), func(rec event.Record) bool {
-		return rec.Verdict.Verdict == event.Errored && (rec.Verdict.Code == nil || *rec.Verdict.Code != "vacuous")
-	})
+	records := slices.DeleteFunc(slices.Clone(o.Results(r.Label)), func(x event.Record) bool { return !x.Conclusive() })
 	if len(records) == 0 {
 		return nil
 	}

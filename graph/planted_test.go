@@ -63,7 +63,7 @@ func ran(f *fleet.Fleet, failed ...string) func(string) []event.Record {
 	return func(label string) []event.Record {
 		r := f.Recipe(label)
 		at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-		good := event.Record{Recipe: label, Digest: event.Digest(f, r), Start: at, End: at.Add(7 * time.Second), Verdict: event.Verdict{Verdict: event.Recovered}}
+		good := event.Record{Recipe: label, Digest: event.Digest(f, r, nil), Start: at, End: at.Add(7 * time.Second), Verdict: event.Verdict{Verdict: event.Recovered}}
 		for _, name := range failed {
 			if "//p:"+name == label {
 				return []event.Record{good, {Recipe: label, Digest: good.Digest, Verdict: event.Verdict{Verdict: event.NotRecovered}}}

@@ -14,7 +14,6 @@ import (
 	"bj/fleet"
 	"bj/graph"
 	"bj/lang/diag"
-	"bj/run/event"
 	"bj/sandbox"
 )
 
@@ -54,7 +53,6 @@ type Plan struct {
 	Routes    map[netip.Addr]string // address → label of a supplier
 	Except    []string              // titles of manual steps
 	Free      []string              // files that the recipe brings, for people
-	Digest    string
 
 	fleet *fleet.Fleet
 	// recovery is the fleet's graph, made when it is first asked for; nil if
@@ -139,7 +137,7 @@ func (in *planner) plan(r *fleet.Recipe) *Plan {
 // newPlan plans r without its suppliers.
 func newPlan(f *fleet.Fleet, r *fleet.Recipe, o PlanOptions) *Plan {
 	p := &Plan{
-		Recipe: r, Supply: o.Supply, Secrets: map[string]string{}, Digest: event.Digest(f, r),
+		Recipe: r, Supply: o.Supply, Secrets: map[string]string{},
 		Routes: map[netip.Addr]string{}, fleet: f, exprs: map[string]*regexp.Regexp{},
 	}
 	for _, part := range []func(o PlanOptions) *Refusal{p.planPolicy, p.planMachines, p.planSecrets, p.planActions} {

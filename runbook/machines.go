@@ -36,8 +36,8 @@ var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])
 var columns = []string{"machine", "name", "address", "address6", "recipe"}
 
 // ReadMachines reads hosts.csv: a heading that names the columns, then a row
-// for each machine. Machine is the name in recipes, or an address of theirs
-// that is no machine's; name, address and address6 are the operator's own, and
+// for each machine. Machine is the name in recipes, or an address or name of
+// theirs that is no machine's; name, address and address6 are the operator's own, and
 // recipe, a label, is for a name that means different machines in different
 // recipes. Empty fields change nothing.
 func ReadMachines(data []byte) (*Machines, error) {
@@ -125,9 +125,27 @@ func (m *Machines) check() error {
 // Unknown returns the machines that no recipe has, each with its line.
 func (m *Machines) Unknown(f *fleet.Fleet) []string {
 	var out []string
+	hosts := map[string]bool{} // names of endpoints
+	endpoint := func(e *fleet.Endpoint) {
+		if e != nil && e.Host != "" {
+			hosts[e.Host] = true
+		}
+	}
+	for _, s := range f.Services {
+		for _, w := range s.Pathways {
+			for i := range w.Endpoints {
+				endpoint(&w.Endpoints[i])
+			}
+		}
+	}
+	for _, r := range f.Recipes {
+		for i := range r.Conditions {
+			endpoint(r.Conditions[i].Endpoint)
+		}
+	}
 	for _, x := range m.rows {
 		_, err := netip.ParseAddr(x.machine)
-		found := err == nil
+		found := err == nil || hosts[x.machine]
 		for _, r := range f.Recipes {
 			found = found || (x.recipe == "" || x.recipe == r.Label) && slices.ContainsFunc(r.Machines(), func(m fleet.Machine) bool { return m.Name == x.machine })
 		}

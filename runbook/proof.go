@@ -12,37 +12,33 @@ import (
 
 // proof is what recorded runs say of a recipe as it is now.
 type proof struct {
-	last    *event.Record // the newest that says something: no error
-	good    *event.Record // the newest that recovered
-	errored *event.Record // the newest, if the environment was at fault
+	last    *event.Record // the newest that says something of the recipe
+	good    *event.Record // the newest of those that recovered
+	errored *event.Record // the newest of all, if it ended in an error that does not
 	all     []event.Record
 	changed bool // the recipe is not what it was at good
 	failed  bool // last did not recover
 }
 
 // proofOf looks at the records of a recipe, the oldest first.
-func proofOf(records []event.Record, digest, inputs string) proof {
+func proofOf(records []event.Record, digest string) proof {
 	p := proof{}
 	for i := range records {
 		x := &records[i]
-		switch x.Verdict.Verdict {
-		case event.Recovered:
+		switch {
+		case len(x.Given) > 0: // it was of another program
+		case !x.Conclusive():
+			p.errored = x
+		case x.Verdict.Verdict == event.Recovered:
 			p.last, p.good, p.errored = x, x, nil
 			p.all = append(p.all, *x)
-		case event.NotRecovered:
-			p.last, p.errored = x, nil
 		default:
-			p.errored = x
+			p.last, p.errored = x, nil
 		}
 	}
 	p.failed = p.last != nil && p.last.Verdict.Verdict != event.Recovered
-	p.changed = p.good != nil && differs(p.good, digest, inputs)
+	p.changed = p.good != nil && p.good.Digest != digest
 	return p
-}
-
-// differs reports whether a run was of another recipe than the one that is there.
-func differs(x *event.Record, digest, inputs string) bool {
-	return x.Digest != digest || x.Inputs != "" && x.Inputs != inputs
 }
 
 // day is a time as pages give it.
@@ -118,6 +114,9 @@ func join(words []string) string {
 
 // failure says what failed last.
 func (p *proof) failure(r *fleet.Recipe, k *ink) string {
+	if p.last.Verdict.Verdict == event.Errored {
+		return "a validation holds on empty machines too, and proves nothing"
+	}
 	f := p.last.Failed
 	if f == nil {
 		return "the last run failed"

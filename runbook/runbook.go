@@ -44,6 +44,8 @@ type Options struct {
 	// Read returns the content of a file of the workspace, or of an absolute
 	// path: sources of files and secrets.
 	Read func(path string) ([]byte, error)
+	// Digest is that of a recipe as it stands, as its records have it.
+	Digest func(*fleet.Fleet, *fleet.Recipe) string
 	// Records returns the recorded runs of a recipe, the oldest first; nil:
 	// there are none.
 	Records  func(label string) []event.Record
@@ -87,8 +89,10 @@ const validFor = 30 * 24 * time.Hour
 
 const sumLine = "SHA-256 of the page above this line: "
 
-// seal appends the SHA-256 of the page so far.
-func seal(markdown string) []byte {
+// seal appends how to check the page of that name, and the SHA-256 of all that
+// is above.
+func seal(name, markdown string) []byte {
+	markdown += fmt.Sprintf("The last line is the SHA-256 of all lines of the Markdown before it: `head -n -1 %s.md | sha256sum` prints the same.\n\n", name)
 	sum := sha256.Sum256([]byte(markdown))
 	return fmt.Appendf(nil, "%s%s`%s`\n", markdown, sumLine, hex.EncodeToString(sum[:]))
 }

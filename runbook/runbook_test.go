@@ -112,6 +112,10 @@ func TestStamps(t *testing.T) {
 	failed := good
 	failed.Verdict = event.Verdict{Verdict: event.NotRecovered, Reason: "it died", Failed: &event.Failed{Kind: "step", Title: "Serve", Machine: "db-1"}}
 	failed.Start, failed.End = good.Start.Add(time.Hour), good.End.Add(time.Hour)
+	vacuous, word := failed, "vacuous"
+	vacuous.Verdict = event.Verdict{Verdict: event.Errored, Code: &word, Reason: "it holds on nothing"}
+	candidate := failed
+	candidate.Given = []string{"db"}
 	broken := failed
 	broken.Verdict = event.Verdict{Verdict: event.Errored, Reason: "no machine"}
 	slow := proven(f, 9)
@@ -122,11 +126,13 @@ func TestStamps(t *testing.T) {
 		want    []string
 	}{
 		{"never", nil, false, []string{"**Never run**."}},
-		{"proven", []event.Record{good}, false, []string{"**Proven except step 4** on 2026-05-06 07:09 UTC.", "It took 1s, at most 1s (1 run)."}},
-		{"median", []event.Record{good, slow, slow}, false, []string{"It took 9s, at most 9s (3 runs). Limit: 1m."}},
+		{"proven", []event.Record{good}, false, []string{"**Proven except step 4** on 2026-05-06 07:09 UTC.", "It took 1s (median) and 1s (longest) in 1 run."}},
+		{"median", []event.Record{good, slow, slow}, false, []string{"It took 9s (median) and 9s (longest) in 3 runs. Limit: 1m."}},
 		{"failed", []event.Record{good, failed}, false, []string{"**Not proven since 2026-05-06 07:09 UTC**, step 3 fails on `db-1`.", "it died", "at 10.0.0.1"}},
 		{"only failed", []event.Record{failed}, false, []string{"**Not proven**, step 3 fails on `db-1`."}},
 		{"error", []event.Record{good, broken}, false, []string{"**Proven except step 4** on", "which says nothing of the recipe: no machine"}},
+		{"vacuous", []event.Record{good, vacuous}, false, []string{"**Not proven since 2026-05-06 07:09 UTC**, a validation holds on empty machines too, and proves nothing.", "it holds on nothing"}},
+		{"another program", []event.Record{good, candidate}, false, []string{"**Proven except step 4** on 2026-05-06 07:09 UTC."}},
 		{"changed", []event.Record{good}, true, []string{"**The recipe has changed since its proof**"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

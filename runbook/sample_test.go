@@ -68,7 +68,7 @@ func sample() *fleet.Fleet {
 func proven(f *fleet.Fleet, seconds float64) event.Record {
 	start := time.Date(2026, 5, 6, 7, 8, 9, 0, time.UTC)
 	service := "store"
-	return event.Record{Schema: event.RecordSchema, Recipe: "//db:cold", Digest: event.Digest(f, f.Recipes[0]), Version: "0.1.0", Start: start, End: start.Add(time.Minute), Revision: "abc",
+	return event.Record{Schema: event.RecordSchema, Recipe: "//db:cold", Digest: event.Digest(f, f.Recipes[0], nil), Version: "0.1.0", Start: start, End: start.Add(time.Minute), Revision: "abc",
 		Verdict: event.Verdict{Verdict: event.Recovered, Root: hostile, Free: []string{"clock: the host's"}},
 		Steps: []event.StepRecord{
 			{Title: "Configure <i>it</i>", Machine: "db-0", Seconds: seconds, Output: hostile + strings.Repeat("x", 5000) + "\nat 10.0.0.1\n"},
@@ -91,7 +91,7 @@ func book(t testing.TB, f *fleet.Fleet, hosts string, records ...event.Record) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Fleet: f, Graph: g, Records: of, Version: "0.1.0", Read: func(name string) ([]byte, error) { return nil, fmt.Errorf("opening %s: %w", name, os.ErrNotExist) }}
+	o := Options{Fleet: f, Graph: g, Records: of, Version: "0.1.0", Digest: func(f *fleet.Fleet, r *fleet.Recipe) string { return event.Digest(f, r, nil) }, Read: func(name string) ([]byte, error) { return nil, fmt.Errorf("opening %s: %w", name, os.ErrNotExist) }}
 	if hosts != "" {
 		if o.Machines, err = ReadMachines([]byte(hosts)); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/yuin/goldmark/ast"
+	"github.com/yuin/goldmark/parser"
+
 	"bj/fleet"
 	"bj/graph"
 )
@@ -34,21 +37,23 @@ func (b *Book) BlackStart() (Page, error) {
 	}
 	p.f("| done | wave | service | owner | verdict | page |\n| --- | --- | --- | --- | --- | --- |\n")
 	var pages []*page
-	seen := map[string]bool{}
+	places := map[string]string{} // label → where it is on this page
+	ids := parser.NewContext().IDs()
 	for _, x := range slots {
 		r := b.Fleet.Recipe(x.Recipe)
-		if r == nil {
+		if r == nil || places[x.Recipe] != "" {
 			continue
 		}
 		q, err := b.newPage(r, 2)
 		if err != nil {
 			return Page{}, err
 		}
-		p.f("| ☐ | %d | %s | %s | %s | %s |\n", b.waves[x.Service], cell(code(p.line(x.Service))), cell(inline(q.owner())), cell(q.state()), cell(p.link(r.Label)))
-		if !seen[x.Recipe] {
-			seen[x.Recipe] = true
-			pages = append(pages, q)
-		}
+		q.near = func(label string) string { return places[label] }
+		places[x.Recipe] = "#" + string(ids.Generate([]byte(q.heading()), ast.KindHeading))
+		pages = append(pages, q)
+	}
+	for _, q := range pages {
+		p.f("| ☐ | %d | %s | %s | %s | %s |\n", b.waves[q.r.Service], cell(code(q.line(q.r.Service))), cell(inline(q.owner())), cell(q.state()), cell(q.link(q.r.Label)))
 	}
 	p.f("\n")
 	if len(b.order.Stuck) > 0 {
@@ -62,11 +67,16 @@ func (b *Book) BlackStart() (Page, error) {
 		p.f("%s without a recipe, or not declared here, %s assumed to come back by other means.\n\n", plural(n, "service"), map[bool]string{true: "is", false: "are"}[n == 1])
 	}
 	for _, q := range pages {
-		p.f("## Wave %d: %s\n\n", b.waves[q.r.Service], inline(q.title()))
+		p.f("## %s\n\n", q.heading())
 		q.body()
 		p.WriteString(q.String())
 	}
-	return Page{BlackStartName, title, seal(p.String())}, nil
+	return Page{BlackStartName, title, seal(BlackStartName, p.String())}, nil
+}
+
+// heading is the page's heading on the page of the black start.
+func (p *page) heading() string {
+	return fmt.Sprintf("Wave %d: %s", p.b.waves[p.r.Service], inline(p.title()))
 }
 
 // state is the stamp in a table.

@@ -21,7 +21,8 @@ const (
 
 // ink is what all text of others passes before it is written.
 type ink struct {
-	secrets  []string // longest first
+	secrets  []string         // longest first
+	words    []*regexp.Regexp // secrets that are so short that only whole words are
 	machines *renaming
 	masked   bool // something was masked
 }
@@ -30,7 +31,11 @@ type ink struct {
 func (b *Book) newInk(r *fleet.Recipe) (*ink, error) {
 	k := &ink{}
 	add := func(s string) {
-		if len(s) >= minMasked && !slices.Contains(k.secrets, s) {
+		switch {
+		case strings.Contains(maskText, s):
+		case len(s) < minMasked:
+			k.words = append(k.words, regexp.MustCompile(`(^|[^0-9A-Za-z])`+regexp.QuoteMeta(strings.ToValidUTF8(s, "\uFFFD"))+`($|[^0-9A-Za-z])`))
+		case !slices.Contains(k.secrets, s):
 			k.secrets = append(k.secrets, s)
 		}
 	}
@@ -72,6 +77,11 @@ func (k *ink) mask(s string) string {
 			s, k.masked = strings.ReplaceAll(s, v, maskText), true
 		}
 	}
+	for _, w := range k.words {
+		for w.MatchString(s) { // matches share the character between them
+			s, k.masked = w.ReplaceAllString(s, "${1}"+maskText+"${2}"), true
+		}
+	}
 	return s
 }
 
@@ -82,7 +92,7 @@ func (k *ink) verbatim(s string) string { return k.machines.text(k.mask(s)) }
 func (k *ink) shown(s string) string { return k.mask(clean(k.verbatim(s))) }
 
 // line is shown, in one line.
-func (k *ink) line(s string) string { return strings.Join(strings.Fields(k.shown(s)), " ") }
+func (k *ink) line(s string) string { return k.mask(strings.Join(strings.Fields(k.shown(s)), " ")) }
 
 // escapes are sequences that terminals take as commands.
 var escapes = regexp.MustCompile("\x1b\\[[0-9;:?<=>]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|\x1b[PX^_][^\x1b]*\x1b\\\\")
@@ -191,8 +201,20 @@ func code(s string) string {
 	return tick + s + tick
 }
 
-// cell is code in a table, where a bar would end the cell.
-func cell(markdown string) string { return strings.ReplaceAll(markdown, "|", `\|`) }
+// cell is Markdown in a table, where a bar that no backslash escapes would end
+// the cell, in code, too.
+func cell(markdown string) string {
+	var b strings.Builder
+	escaped := false
+	for _, r := range markdown {
+		if r == '|' && !escaped {
+			b.WriteByte('\\')
+		}
+		b.WriteRune(r)
+		escaped = r == '\\' && !escaped
+	}
+	return b.String()
+}
 
 // fence writes a block of code.
 func fence(language, s string) string {
@@ -216,22 +238,36 @@ func longest(s string, c rune) int {
 func (k *ink) prose(s string) string {
 	var b strings.Builder
 	for _, paragraph := range regexp.MustCompile(`\n[ \t]*\n`).Split(strings.TrimSpace(k.shown(s)), -1) {
-		var lines []string
+		// Each is words, which may go on in the next line, as may a code span.
+		var parts []string
+		list := false
 		for line := range strings.Lines(paragraph) {
 			line = strings.TrimSpace(line)
-			if item, ok := strings.CutPrefix(line, "- "); ok {
-				lines = append(lines, "- "+inline(item))
-			} else if line != "" {
-				lines = append(lines, line)
+			item, begins := strings.CutPrefix(line, "- ")
+			switch {
+			case line == "":
+			case begins || len(parts) == 0:
+				if begins && !list && len(parts) > 0 {
+					b.WriteString(wrap(inline(k.line(parts[0])), 88) + "\n\n") // what introduces the list
+					parts = nil
+				}
+				list = list || begins
+				parts = append(parts, item)
+			default:
+				parts[len(parts)-1] += " " + line
 			}
 		}
-		// A code span may go over the end of a line.
-		text := strings.Join(lines, "\n")
-		if !strings.Contains(text, "\n- ") && !strings.HasPrefix(text, "- ") {
-			text = wrap(inline(strings.Join(lines, " ")), 88)
-		}
-		if text != "" {
-			b.WriteString(text + "\n\n")
+		for i, part := range parts {
+			text := inline(k.line(part))
+			if !list {
+				text = wrap(text, 88)
+			} else {
+				text = "- " + text
+			}
+			b.WriteString(text + "\n")
+			if i == len(parts)-1 {
+				b.WriteString("\n")
+			}
 		}
 	}
 	return b.String()

@@ -259,7 +259,7 @@ func (f *graphFlags) load(ctx context.Context, e *env, patterns []string) (*load
 		return nil, nil, result.Diagnostics
 	}
 	e.diagnose(result.Diagnostics)
-	return &loaded{ws, result.Fleet, result.Fleet.Recipes}, nil, nil
+	return &loaded{ws, result.Fleet, result.Fleet.Recipes, &sums{root: ws.Root}}, nil, nil
 }
 
 // build makes the graph of what was loaded.
@@ -279,6 +279,7 @@ func (f *graphFlags) build(e *env, l *loaded, services map[string]bool) (*graph.
 	}
 	switch {
 	case err == nil:
+		o.Digest = l.digestIn
 		o.Results = func(label string) []event.Record {
 			records, err := event.Records(dir, label)
 			if err != nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"bj/fleet"
-	"bj/run/event"
 )
 
 // historySchema names the format of bj history --json.
@@ -70,10 +69,10 @@ func runHistory(ctx context.Context, e *env, args []string, results string, asJS
 	}
 	runs := []pastRun{}
 	if records != nil {
-		digest, inputs := event.Digest(l.fleet, r), event.Inputs(r, l.read)
+		digest := l.digest(r)
 		for _, x := range records(r.Label) {
 			runs = append(runs, pastRun{Verdict: x.Verdict.Verdict, Start: x.Start.UTC(), Seconds: x.End.Sub(x.Start).Seconds(),
-				Changed: x.Digest != digest || x.Inputs != "" && x.Inputs != inputs, Digest: x.Digest, Version: x.Version, Revision: x.Revision, Code: x.Code, Reason: x.Reason})
+				Changed: x.Digest != digest, Digest: x.Digest, Version: x.Version, Revision: x.Revision, Code: x.Code, Reason: x.Reason})
 		}
 	}
 	if asJSON {

@@ -20,6 +20,7 @@ type loaded struct {
 	workspace *lang.Workspace
 	fleet     *fleet.Fleet
 	recipes   []*fleet.Recipe // sorted by label
+	sums      *sums
 }
 
 // loadFleet loads the workspace of the current folder and selects recipes: with
@@ -53,7 +54,7 @@ func loadFleet(ctx context.Context, e *env, patterns []string, manualToo bool) (
 	case err != nil:
 		return nil, err
 	}
-	return &loaded{ws, result.Fleet, recipes}, nil
+	return &loaded{ws, result.Fleet, recipes, &sums{root: ws.Root}}, nil
 }
 
 // findWorkspace finds the workspace of the current folder.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/term"
 
+	"bj/fleet"
 	"bj/run/event"
 	"bj/run/junit"
 	"bj/run/report"
@@ -32,19 +33,30 @@ func (o *outputs) close() error {
 }
 
 // outputs makes the folds. Results is the folder of recorded runs, sandbox the
-// provider's name.
-func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, sandbox string) (*outputs, error) {
+// provider's name, and tools are the programs that --tool puts in places of
+// tools.
+func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, sandbox string, tools map[string]string) (*outputs, error) {
 	o := &outputs{}
 	var sinks []event.Sink
 	add := func(sink event.Sink, end func() error) {
 		sinks = append(sinks, sink)
 		o.closes = append(o.closes, end)
 	}
-	digest := func(label string) string {
-		if r := l.fleet.Recipe(label); r != nil {
-			return event.Digest(l.fleet, r)
-		}
-		return ""
+	origin := event.Origin{
+		Digest: func(label string) string {
+			if r := l.fleet.Recipe(label); r != nil {
+				return l.digest(r)
+			}
+			return ""
+		},
+		Given: func(label string) []string {
+			if r := l.fleet.Recipe(label); r != nil {
+				return given(r, tools)
+			}
+			return nil
+		},
+		Revision: gitRevision(ctx, l.workspace.Root),
+		Sandbox:  sandbox,
 	}
 
 	if f.json {
@@ -73,13 +85,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 		}}
 		add(a.Event, a.close)
 	}
-	recorder := &event.Recorder{Dir: results, Digest: digest, Sandbox: sandbox, Revision: gitRevision(ctx, l.workspace.Root),
-		Inputs: func(label string) string {
-			if r := l.fleet.Recipe(label); r != nil {
-				return event.Inputs(r, l.read)
-			}
-			return ""
-		}}
+	recorder := &event.Recorder{Origin: origin, Dir: results}
 	add(recorder.Event, recorder.Err)
 	if f.runbooks != "" {
 		pages := &runbooks{dir: e.path(f.runbooks), l: l, records: func(label string) []event.Record {
@@ -93,7 +99,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 		o.closes = append(o.closes, pages.close)
 	}
 	if f.report != "" {
-		r, err := report.New(e.path(f.report), digest)
+		r, err := report.New(e.path(f.report), origin)
 		if err != nil {
 			return nil, err
 		}
@@ -120,6 +126,17 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 	}
 	o.sink = event.Tee(sinks...)
 	return o, nil
+}
+
+// given returns the tools of a recipe in whose place --tool puts another program.
+func given(r *fleet.Recipe, tools map[string]string) []string {
+	var names []string
+	for _, t := range r.Tools {
+		if tools[t.Name] != "" {
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }
 
 // width is the number of columns of the terminal, 0 if that is not known.

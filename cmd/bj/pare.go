@@ -146,7 +146,7 @@ func (f *pareFlags) run(ctx context.Context, e *env, args []string) error {
 // it stands.
 func (p *parer) resume() error {
 	p.path = filepath.Join(p.results, "pare", event.SafeName(p.recipe.Label)+".json")
-	p.state = pareState{Schema: pareSchema, Recipe: p.recipe.Label, Digest: event.Digest(p.fleet, p.recipe), Sandbox: p.sandbox, Supply: string(p.supply), Runs: []pare.Run{}}
+	p.state = pareState{Schema: pareSchema, Recipe: p.recipe.Label, Digest: p.digest(p.recipe), Sandbox: p.sandbox, Supply: string(p.supply), Runs: []pare.Run{}}
 	for _, c := range p.conditions {
 		p.state.Conditions = append(p.state.Conditions, c.Text)
 	}

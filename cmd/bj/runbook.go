@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -34,8 +35,8 @@ func runbookCommand() *command {
 		long: patternHelp + `
 
 without -o it is shown in the terminal. with -o it is a site of files that need
-no server and no network: of each recipe a page as markdown and as HTML, an
-index, a page with the black start of the whole fleet, and the recovery graph.
+no server and no network: of each recipe, and of those that bring back what it
+needs, a page as markdown and as HTML, an index, a page with the black start of the whole fleet, and the recovery graph.
 
 hosts.csv fills in machines of your own. its first line names its columns, of
 which only machine is needed: machine,name,address,address6,recipe. names and
@@ -83,7 +84,7 @@ func (f *runbookFlags) run(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	if f.output != "" {
-		return w.site(e.path(f.output), l.recipes)
+		return w.site(ctx, e.path(f.output), l.recipes)
 	}
 	var b bytes.Buffer
 	for _, r := range l.recipes {
@@ -165,7 +166,7 @@ type pageWriter struct {
 
 // newWriter returns what writes pages of l.
 func newWriter(l *loaded, records func(label string) []event.Record, machines *runbook.Machines) (*pageWriter, error) {
-	o := graph.Options{Results: records}
+	o := graph.Options{Results: records, Digest: l.digestIn}
 	for _, file := range l.fleet.Workspace.Known {
 		saved, err := readSaved(l.workspace, file)
 		if err != nil {
@@ -177,7 +178,7 @@ func newWriter(l *loaded, records func(label string) []event.Record, machines *r
 	if err != nil {
 		return nil, err
 	}
-	book := runbook.New(runbook.Options{Fleet: l.fleet, Graph: g, Read: l.read, Records: records, Version: version, Machines: machines})
+	book := runbook.New(runbook.Options{Fleet: l.fleet, Graph: g, Read: l.read, Digest: l.digestIn, Records: records, Version: version, Machines: machines})
 	return &pageWriter{book: book, graph: g, l: l, title: "Recovery graph"}, nil
 }
 
@@ -214,17 +215,50 @@ func writePage(dir, name string, data []byte) error {
 	return nil
 }
 
-// site writes the pages of recipes, and those that belong to all.
-func (w *pageWriter) site(dir string, recipes []*fleet.Recipe) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("writing runbooks: %w", err)
+// site writes the pages of recipes, of what they need, and those that belong to
+// all.
+func (w *pageWriter) site(ctx context.Context, dir string, recipes []*fleet.Recipe) error {
+	free, err := holdPages(ctx, dir)
+	if err != nil {
+		return err
 	}
+	defer free()
+	recipes = w.book.Needed(recipes)
 	for _, r := range recipes {
 		if err := w.page(dir, r); err != nil {
 			return err
 		}
 	}
 	return w.index(dir, recipes)
+}
+
+// holdPages makes a folder of pages, and keeps every other bj from writing into
+// it: of two that write the same page the second has read what the first has
+// recorded. Free lets others in again.
+func holdPages(ctx context.Context, dir string) (free func(), err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("writing runbooks: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("writing runbooks: %w", err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		// A file system that knows no locks of folders is not shared by many.
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+			return func() { f.Close() }, nil
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("writing runbooks: another bj has been writing into %s for a minute", dir)
+		}
+	}
 }
 
 // index writes the pages that belong to no recipe. The index lists recipes.
@@ -261,26 +295,47 @@ type runbooks struct {
 
 	mu     sync.Mutex
 	writer *pageWriter
-	err    error
+	err    error // the first
 }
 
-// done rewrites the page of a recipe whose run was recorded.
+// done rewrites the page of a recipe whose run was recorded, and writes those
+// that it leads to and that are not there.
 func (b *runbooks) done(x event.Record) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r := b.l.fleet.Recipe(x.Recipe)
-	if r == nil || b.err != nil {
-		return
+	if r := b.l.fleet.Recipe(x.Recipe); r != nil {
+		if err := b.write(r); err != nil && b.err == nil {
+			b.err = err
+		}
 	}
+}
+
+func (b *runbooks) write(r *fleet.Recipe) (err error) {
 	if b.writer == nil { // waves do not change by results
-		if b.err = os.MkdirAll(b.dir, 0o755); b.err != nil {
-			return
-		}
-		if b.writer, b.err = newWriter(b.l, b.records, nil); b.err != nil {
-			return
+		if b.writer, err = newWriter(b.l, b.records, nil); err != nil {
+			return err
 		}
 	}
-	b.err = b.writer.page(b.dir, r)
+	// A verdict is told when the run may be over already.
+	free, err := holdPages(context.Background(), b.dir)
+	if err != nil {
+		return err
+	}
+	defer free()
+	for _, n := range b.writer.book.Needed([]*fleet.Recipe{r}) {
+		if n == r || !b.there(n) {
+			if err := b.writer.page(b.dir, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// there reports whether a recipe has a page.
+func (b *runbooks) there(r *fleet.Recipe) bool {
+	_, err := os.Stat(filepath.Join(b.dir, runbook.Name(r.Label)+".html"))
+	return err == nil
 }
 
 // close writes what belongs to all recipes whose pages are there.
@@ -290,15 +345,16 @@ func (b *runbooks) close() error {
 	if b.err != nil || b.writer == nil {
 		return b.err
 	}
+	free, err := holdPages(context.Background(), b.dir)
+	if err != nil {
+		return err
+	}
+	defer free()
 	w, err := newWriter(b.l, b.records, nil) // with what was recorded meanwhile
 	if err != nil {
 		return err
 	}
-	there := slices.DeleteFunc(slices.Clone(b.l.fleet.Recipes), func(r *fleet.Recipe) bool {
-		_, err := os.Stat(filepath.Join(b.dir, runbook.Name(r.Label)+".md"))
-		return err != nil
-	})
-	return w.index(b.dir, there)
+	return w.index(b.dir, slices.DeleteFunc(slices.Clone(b.l.fleet.Recipes), func(r *fleet.Recipe) bool { return !b.there(r) }))
 }
 
 // gitRevision returns the commit of a folder, with a + where files differ from

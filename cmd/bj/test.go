@@ -157,7 +157,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e.stdout.onClose(func() { cancel(errNoReader) })
-	o, err := f.outputs(ctx, e, l, results, name)
+	o, err := f.outputs(ctx, e, l, results, name, tools)
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,8 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		Logs:     o.logs,
 	})
 	if err := o.close(); err != nil {
-		return err
+		// Verdicts were told, and count more than what could not be written.
+		return &failure{code: cmp.Or(out.Exit(), exitError), err: err}
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errNoReader) {
 		return cause

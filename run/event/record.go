@@ -28,13 +28,13 @@ type Record struct {
 	Digest  string `json:"digest"` // of what went in: see Digest
 	Version string `json:"version"`
 	// Revision is the commit of the workspace, with a + where files differed
-	// from it; empty where it is under no version control. Older records have
-	// neither it, nor Sandbox, nor Inputs.
-	Revision string    `json:"revision,omitempty"`
-	Sandbox  string    `json:"sandbox,omitempty"` // the provider
-	Inputs   string    `json:"inputs,omitempty"`  // of what files hold: see Inputs
-	Start    time.Time `json:"start"`
-	End      time.Time `json:"end"`
+	// from it; empty where it is under no version control.
+	Revision string `json:"revision,omitempty"`
+	Sandbox  string `json:"sandbox,omitempty"` // the provider
+	// Given are the recipe's tools in whose place the run had another program.
+	Given []string  `json:"given,omitempty"`
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end"`
 	Verdict
 	Steps   []StepRecord `json:"steps"`   // steps, validations between and after them, and faults, in order
 	Blocked []Blocked    `json:"blocked"` // by destination
@@ -54,17 +54,29 @@ type StepRecord struct {
 	over bool // what is printed later is no part of it
 }
 
+// Conclusive reports whether x says something of the recipe. An error is of
+// the environment in which it ran, but for what is vacuous, which is so by the
+// recipe's own doing; a run with another program in a tool's place is about that
+// program.
+func (x *Record) Conclusive() bool {
+	vacuous := x.Verdict.Code != nil && *x.Verdict.Code == "vacuous"
+	return len(x.Given) == 0 && (x.Verdict.Verdict != Errored || vacuous)
+}
+
+// Origin is what a record says of a run beside what happened in it.
+type Origin struct {
+	Digest   func(label string) string   // of a recipe; nil: there is none
+	Given    func(label string) []string // see Record; nil: none
+	Revision string
+	Sandbox  string
+}
+
 // Recorder makes a Record of each recipe's run, and writes it when the verdict
 // is given. It is a fold over events.
 type Recorder struct {
+	Origin
 	// Dir is the folder of results; nothing is written if it is empty.
 	Dir string
-	// Digest returns the digest of a recipe.
-	Digest func(label string) string
-	// Inputs returns what Inputs says of a recipe's files; it may be nil.
-	Inputs func(label string) string
-	// Revision and Sandbox are entered into each record.
-	Revision, Sandbox string
 	// Done takes each record, if it is set.
 	Done func(Record)
 
@@ -93,8 +105,8 @@ func (r *Recorder) Event(e Event) {
 		if r.Digest != nil {
 			x.Digest = r.Digest(e.Recipe)
 		}
-		if r.Inputs != nil {
-			x.Inputs = r.Inputs(e.Recipe)
+		if r.Given != nil {
+			x.Given = r.Given(e.Recipe)
 		}
 		x.Revision, x.Sandbox = r.Revision, r.Sandbox
 		if r.open == nil {

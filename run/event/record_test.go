@@ -48,7 +48,7 @@ func TestRecorder(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 8 { // as of several bj at once
 		all.Go(func() {
-			r := &Recorder{Dir: dir, Digest: func(label string) string { return "d " + label }}
+			r := &Recorder{Dir: dir, Origin: Origin{Digest: func(label string) string { return "d " + label }}}
 			r.Event(Event{Event: Start, Version: "0.1"})
 			record(r, "//p:r", at.Add(time.Duration(i)*time.Hour))
 			record(r, "//p:other", at)
@@ -131,35 +131,51 @@ func TestSafeName(t *testing.T) {
 func TestDigest(t *testing.T) {
 	f := func() (*fleet.Fleet, *fleet.Recipe) {
 		r := &fleet.Recipe{Label: "//p:r", Service: "s", Pos: diag.Pos{File: "a", Line: 1},
-			Conditions: []fleet.Condition{{Service: "d", Pathways: []string{"x"}, Why: "because", Text: `allow("d")`}},
-			Strategy:   []fleet.Action{{Step: &fleet.Step{Title: "t", Run: []fleet.Script{{Machine: "m", Text: "go"}}}}},
-			Secrets:    []fleet.Secret{{Name: "S", Value: "v"}},
+			Conditions: []fleet.Condition{{Service: "d", Pathways: []string{"x"}, Why: "because", Text: `allow("d")`}, {Service: "doc", Pathways: []string{"x"}}},
+			Strategy:   []fleet.Action{{Step: &fleet.Step{Title: "t", Run: []fleet.Script{{Machine: "m", Text: "go"}}, Env: map[string]string{"text": "a"}}}},
+			Secrets:    []fleet.Secret{{Name: "S", Value: "v"}, {Name: "F", Source: "p/secret"}},
+			Files:      []fleet.File{{Path: "/etc/a", Source: "p/a"}},
+			Tools:      []fleet.Tool{{Name: "x", Path: "bin/x"}, {Name: "y", Go: "./cmd/y"}, {Name: "z", Deb: "z=1"}},
 		}
 		return &fleet.Fleet{Services: []*fleet.Service{
 			{Name: "d", Pathways: []fleet.Pathway{{Name: "x", Endpoints: []fleet.Endpoint{{URL: "tcp://10.0.0.1:1"}}}, {Name: "y"}}},
+			{Name: "doc", Pathways: []fleet.Pathway{{Name: "x", Endpoints: []fleet.Endpoint{{URL: "tcp://10.0.0.2:1"}}}}},
 			{Name: "s", Listens: []fleet.Ports{{Protocol: "tcp", First: 1, Last: 1}}},
 		}}, r
 	}
-	base := Digest(f())
+	sums := map[string]string{}
+	digest := func(f *fleet.Fleet, r *fleet.Recipe) string {
+		return Digest(f, r, func(path string) string { return sums[path] })
+	}
+	base := digest(f())
 	for name, c := range map[string]struct {
 		change func(*fleet.Fleet, *fleet.Recipe)
 		same   bool
 	}{
-		"nothing":           {func(*fleet.Fleet, *fleet.Recipe) {}, true},
-		"place":             {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Pos.Line = 7 }, true},
-		"why":               {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Conditions[0].Why = "x" }, true},
-		"documentation":     {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Doc, r.Strategy[0].Step.IfFails = "x", "y" }, true},
-		"another pathway":   {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[0].Pathways[1].Endpoints = make([]fleet.Endpoint, 1) }, true},
-		"script":            {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Strategy[0].Step.Run[0].Text = "stop" }, false},
-		"title":             {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Strategy[0].Step.Title = "x" }, false},
-		"endpoint":          {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[0].Pathways[0].Endpoints[0].URL = "x" }, false},
-		"port":              {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[1].Listens[0].Last = 2 }, false},
-		"secret":            {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Secrets[0].Value = "w" }, false},
-		"workspace's image": {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Workspace.Image = &fleet.Image{OCI: "x"} }, false},
+		"nothing":               {func(*fleet.Fleet, *fleet.Recipe) {}, true},
+		"place":                 {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Pos.Line = 7 }, true},
+		"why":                   {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Conditions[0].Why = "x" }, true},
+		"documentation":         {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Doc, r.Strategy[0].Step.IfFails = "x", "y" }, true},
+		"another pathway":       {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[0].Pathways[1].Endpoints = make([]fleet.Endpoint, 1) }, true},
+		"script":                {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Strategy[0].Step.Run[0].Text = "stop" }, false},
+		"title":                 {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Strategy[0].Step.Title = "x" }, false},
+		"endpoint":              {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[0].Pathways[0].Endpoints[0].URL = "x" }, false},
+		"port":                  {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[2].Listens[0].Last = 2 }, false},
+		"secret":                {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Secrets[0].Value = "w" }, false},
+		"variable called text":  {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Strategy[0].Step.Env["text"] = "b" }, false},
+		"service called doc":    {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Services[1].Pathways[0].Endpoints[0].URL = "x" }, false},
+		"what a file holds":     {func(*fleet.Fleet, *fleet.Recipe) { sums["p/a"] = "1" }, false},
+		"what a secret's holds": {func(*fleet.Fleet, *fleet.Recipe) { sums["p/secret"] = "1" }, false},
+		"what a program holds":  {func(*fleet.Fleet, *fleet.Recipe) { sums["bin/x"] = "1" }, false},
+		"a program's source":    {func(*fleet.Fleet, *fleet.Recipe) { sums["cmd/y"] = "1" }, false},
+		"a file of nobody's":    {func(*fleet.Fleet, *fleet.Recipe) { sums["p/b"] = "1" }, true},
+		"a tool's version":      {func(_ *fleet.Fleet, r *fleet.Recipe) { r.Tools[2].Deb = "z=2" }, false},
+		"workspace's image":     {func(f *fleet.Fleet, _ *fleet.Recipe) { f.Workspace.Image = &fleet.Image{OCI: "x"} }, false},
 	} {
 		g, r := f()
+		clear(sums)
 		c.change(g, r)
-		if got := Digest(g, r); (got == base) != c.same {
+		if got := digest(g, r); (got == base) != c.same {
 			t.Errorf("%s: same digest %t", name, got == base)
 		}
 	}

@@ -37,8 +37,8 @@ type Report struct {
 	err   error
 }
 
-// New returns a Report that writes into dir, which is made. Digest may be nil.
-func New(dir string, digest func(label string) string) (*Report, error) {
+// New returns a Report that writes into dir, which is made.
+func New(dir string, origin event.Origin) (*Report, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the report's folder: %w", err)
 	}
@@ -47,7 +47,7 @@ func New(dir string, digest func(label string) string) (*Report, error) {
 		return nil, fmt.Errorf("making the report: %w", err)
 	}
 	r := &Report{dir: dir, all: f, open: map[string]*folder{}, runs: map[string]int{}, last: map[string]string{}}
-	r.recorder = event.Recorder{Digest: digest, Done: func(x event.Record) {
+	r.recorder = event.Recorder{Origin: origin, Done: func(x event.Record) {
 		if f := r.open[x.Recipe]; f != nil {
 			f.record = &x
 		}

@@ -27,7 +27,7 @@ func read(t *testing.T, path string) string {
 
 func TestReport(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "out")
-	r, err := New(dir, func(label string) string { return "digest of " + label })
+	r, err := New(dir, event.Origin{Digest: func(label string) string { return "digest of " + label }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestReport(t *testing.T) {
 func TestReportReplacesAnOlderOne(t *testing.T) {
 	dir := t.TempDir()
 	for _, text := range []string{"first", "second"} {
-		r, err := New(dir, nil)
+		r, err := New(dir, event.Origin{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,10 +135,10 @@ func TestErrorsAreReturned(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(filepath.Join(dir, "file"), nil); err == nil {
+	if _, err := New(filepath.Join(dir, "file"), event.Origin{}); err == nil {
 		t.Error("a report in a file")
 	}
-	r, err := New(filepath.Join(dir, "out"), nil)
+	r, err := New(filepath.Join(dir, "out"), event.Origin{})
 	if err != nil {
 		t.Fatal(err)
 	}
