@@ -100,7 +100,7 @@ func (p *page) link(label string) string {
 // names.
 func (b *Book) pathways(c *fleet.Condition) []graph.Pathway {
 	if c.Endpoint != nil {
-		return graph.NewOwners(b.Fleet.Services).Of(c.Endpoint)
+		return b.owners.Of(c.Endpoint)
 	}
 	var out []graph.Pathway
 	if s := b.Fleet.Service(c.Service); s != nil {
@@ -115,8 +115,8 @@ func (b *Book) pathways(c *fleet.Condition) []graph.Pathway {
 func (b *Book) restoring(c *fleet.Condition) []*fleet.Recipe {
 	var out []*fleet.Recipe
 	for _, w := range b.pathways(c) {
-		for _, r := range b.Fleet.Recipes {
-			if r.Service == w.Service && slices.Contains(r.Restores, w.Name) && !slices.Contains(out, r) {
+		for _, r := range b.back[w] {
+			if !slices.Contains(out, r) {
 				out = append(out, r)
 			}
 		}
@@ -168,16 +168,12 @@ func (p *page) known(e *fleet.Endpoint) string {
 		}
 		return ""
 	}
-	for _, r := range p.b.Fleet.Recipes {
-		for _, m := range r.Machines() {
-			if a := e.Prefix.Addr(); m.Declared && e.Prefix.IsSingleIP() && (a == m.V4 || a == m.V6) {
-				name := m.Name
-				if x := p.b.Machines.row(r.Label, m.Name); x != nil && x.name != "" {
-					name = x.name
-				}
-				return " (" + code(p.line(name)) + ")"
-			}
-		}
+	h, ok := p.b.hosts[e.Prefix.Addr()]
+	if !ok || !e.Prefix.IsSingleIP() {
+		return ""
 	}
-	return ""
+	if x := p.b.Machines.row(h.label, h.name); x != nil && x.name != "" {
+		h.name = x.name
+	}
+	return " (" + code(p.line(h.name)) + ")"
 }

@@ -29,6 +29,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -56,16 +57,37 @@ type Options struct {
 // Book makes pages.
 type Book struct {
 	Options
-	waves map[string]int // service → wave, from 1; absent: assumed, or stuck
-	order *graph.Order
+	waves   map[string]int // service → wave, from 1; absent: assumed, or stuck
+	order   *graph.Order
+	secrets *secrets
+	owners  *graph.Owners                     // of endpoints
+	back    map[graph.Pathway][]*fleet.Recipe // what brings it back
+	hosts   map[netip.Addr]host               // whose declared address it is
 }
+
+// host is a machine of a recipe.
+type host struct{ label, name string }
 
 // New returns a Book.
 func New(o Options) *Book {
-	b := &Book{Options: o, waves: map[string]int{}, order: o.Graph.Order(0)}
+	b := &Book{Options: o, waves: map[string]int{}, order: o.Graph.Order(0), secrets: newSecrets(o.Fleet, o.Read), owners: graph.NewOwners(o.Fleet.Services),
+		back: map[graph.Pathway][]*fleet.Recipe{}, hosts: map[netip.Addr]host{}}
 	for i, wave := range b.order.Waves {
 		for _, s := range wave {
 			b.waves[s] = i + 1
+		}
+	}
+	for _, r := range o.Fleet.Recipes {
+		for _, name := range r.Restores {
+			w := graph.Pathway{Service: r.Service, Name: name}
+			b.back[w] = append(b.back[w], r)
+		}
+		for _, m := range r.Machines() {
+			for _, a := range []netip.Addr{m.V4, m.V6} {
+				if _, taken := b.hosts[a]; m.Declared && !taken {
+					b.hosts[a] = host{r.Label, m.Name}
+				}
+			}
 		}
 	}
 	return b

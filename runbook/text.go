@@ -1,6 +1,7 @@
 package runbook
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -19,36 +20,34 @@ const (
 	hiddenText = "(output not shown: the step is masked)"
 )
 
-// ink is what all text of others passes before it is written.
-type ink struct {
-	secrets  []string         // longest first
-	words    []*regexp.Regexp // secrets that are so short that only whole words are
-	machines *renaming
-	masked   bool // something was masked
+// secrets are the values that no page may have.
+type secrets struct {
+	long   *strings.Replacer // the longest first
+	short  []*regexp.Regexp  // of those that are hidden only where they are words of their own
+	broken map[string]error  // label → why a secret of it is not known
 }
 
-// newInk returns the ink of a recipe: its secrets are those of the recipe.
-func (b *Book) newInk(r *fleet.Recipe) (*ink, error) {
-	k := &ink{}
+// newSecrets collects those of the whole fleet: what a supplier hands out is as
+// secret elsewhere.
+func newSecrets(f *fleet.Fleet, read func(path string) ([]byte, error)) *secrets {
+	x := &secrets{broken: map[string]error{}}
+	var long, short []string
 	add := func(s string) {
 		switch {
 		case strings.Contains(maskText, s):
 		case len(s) < minMasked:
-			k.words = append(k.words, regexp.MustCompile(`(^|[^0-9A-Za-z])`+regexp.QuoteMeta(strings.ToValidUTF8(s, "\uFFFD"))+`($|[^0-9A-Za-z])`))
-		case !slices.Contains(k.secrets, s):
-			k.secrets = append(k.secrets, s)
+			short = append(short, s)
+		default:
+			long = append(long, s)
 		}
 	}
-	// What a supplier hands out is as secret here; so are all that the fleet has.
-	for _, other := range b.Fleet.Recipes {
-		for _, s := range other.Secrets {
+	for _, r := range f.Recipes {
+		for _, s := range r.Secrets {
 			value := s.Value
 			if s.Source != "" {
-				data, err := b.Read(s.Source)
+				data, err := read(s.Source)
 				if err != nil {
-					if other == r {
-						return nil, fmt.Errorf("reading the secret %s of %s: %w", s.Name, r.Label, err)
-					}
+					x.broken[r.Label] = fmt.Errorf("reading the secret %s of %s: %w", s.Name, r.Label, err)
 					continue
 				}
 				value = string(data)
@@ -57,32 +56,60 @@ func (b *Book) newInk(r *fleet.Recipe) (*ink, error) {
 			add(strings.TrimRight(value, "\r\n"))
 			if lines := strings.Split(value, "\n"); len(lines) > 1 {
 				for _, line := range lines {
-					add(strings.TrimSpace(line))
+					if line = strings.TrimSpace(line); len(line) >= minMasked {
+						add(line)
+					}
 				}
 			}
 		}
 	}
-	slices.SortStableFunc(k.secrets, func(a, b string) int { return len(b) - len(a) })
+	slices.SortFunc(long, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
+	var pairs []string
+	for _, s := range slices.Compact(long) {
+		pairs = append(pairs, s, maskText)
+	}
+	x.long = strings.NewReplacer(pairs...)
+	slices.Sort(short)
+	for _, s := range slices.Compact(short) {
+		x.short = append(x.short, regexp.MustCompile(`(^|[^0-9A-Za-z])`+regexp.QuoteMeta(strings.ToValidUTF8(s, "\uFFFD"))+`($|[^0-9A-Za-z])`))
+	}
+	return x
+}
+
+// hide returns s without secrets.
+func (x *secrets) hide(s string) string {
+	s = x.long.Replace(s)
+	for _, w := range x.short {
+		for w.MatchString(s) { // matches share the character between them
+			s = w.ReplaceAllString(s, "${1}"+maskText+"${2}")
+		}
+	}
+	return s
+}
+
+// ink is what all text of others passes before it is written.
+type ink struct {
+	secrets  *secrets // nil: there are none
+	machines *renaming
+}
+
+// newInk returns the ink of a recipe.
+func (b *Book) newInk(r *fleet.Recipe) (*ink, error) {
+	if err := b.secrets.broken[r.Label]; err != nil {
+		return nil, err
+	}
 	names, err := b.Machines.renaming(b.Fleet, r)
 	if err != nil {
 		return nil, err
 	}
-	k.machines = names
-	return k, nil
+	return &ink{b.secrets, names}, nil
 }
 
 func (k *ink) mask(s string) string {
-	for _, v := range k.secrets {
-		if strings.Contains(s, v) {
-			s, k.masked = strings.ReplaceAll(s, v, maskText), true
-		}
+	if k.secrets == nil {
+		return s
 	}
-	for _, w := range k.words {
-		for w.MatchString(s) { // matches share the character between them
-			s, k.masked = w.ReplaceAllString(s, "${1}"+maskText+"${2}"), true
-		}
-	}
-	return s
+	return k.secrets.hide(s)
 }
 
 // verbatim is for what is pasted: nothing but secrets and names changes.

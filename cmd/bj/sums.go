@@ -146,10 +146,8 @@ func (s *sums) program(dir string) ([]string, error) {
 			}
 		}
 	}
-	for _, name := range []string{"go.mod", "go.sum"} {
-		if _, err := os.Stat(filepath.Join(root, name)); root != "" && err == nil {
-			files[filepath.Join(root, name)] = true
-		}
+	if root != "" {
+		files[filepath.Join(root, "go.mod")] = true // versions of all else
 	}
 	var out []string
 	for name := range files {
