@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"go.starlark.net/starlark"
 
@@ -97,7 +98,7 @@ func file(c *call) starlark.Value {
 	v := &t.v
 	v.Pos = c.start()
 	v.Path = c.required("path")
-	if v.Path != "" && (!path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || strings.ContainsRune(v.Path, 0)) {
+	if v.Path != "" && (!path.IsAbs(v.Path) || path.Clean(v.Path) != v.Path || v.Path == "/" || strings.ContainsFunc(v.Path, func(r rune) bool { return !unicode.IsPrint(r) })) {
 		c.errorf("path", nil, "path", `write where it lies on the machine: "/etc/x.conf"`, "malformed path %q: it must be absolute and plain", v.Path)
 	}
 	hasContent, hasSource := c.has("content"), c.has("source")
