@@ -30,6 +30,7 @@ type environment struct {
 	gateway  *gateway
 	machines []*guestMachine
 	expire   *time.Timer
+	asking   sync.WaitGroup // calls of libvirt that may make something
 	kvm      bool
 	about    string // what the machines boot
 
@@ -86,6 +87,10 @@ func (e *environment) Release(ctx context.Context) error {
 		// libvirtd may have been killed meanwhile.
 		destroyed := destroyLease(ctx, e.libvirt, e.lease.Name)
 		errs = append(errs, killEmulators(ctx, e.lease.Name))
+		if !ended(ctx, &e.asking) {
+			errs = append(errs, errors.New("libvirt is still making a machine"))
+		}
+		errs = append(errs, killEmulators(ctx, e.lease.Name)) // what was made meanwhile
 		if destroyed != nil {
 			if l, err := connect(ctx, e.provider.opts.URI); err == nil {
 				destroyed = destroyLease(ctx, l, e.lease.Name)
@@ -112,6 +117,18 @@ func (e *environment) Release(ctx context.Context) error {
 		}
 	})
 	return e.relErr
+}
+
+// ended waits for all calls, and reports false if that takes too long.
+func ended(ctx context.Context, calls *sync.WaitGroup) bool {
+	done := make(chan struct{})
+	go func() { calls.Wait(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // guestMachine is one machine: its channels, and its domain.

@@ -112,6 +112,12 @@ func (g *machine) handle(r request) (any, error) {
 		return nil, errors.New("the machine does not know yet who it is")
 	}
 	switch r.Method {
+	case "clock":
+		var now int64
+		if err := json.Unmarshal(r.Params, &now); err != nil {
+			return nil, err
+		}
+		return nil, setClock(now)
 	case "seal":
 		var p sandbox.Policy
 		if err := json.Unmarshal(r.Params, &p); err != nil {
@@ -141,9 +147,8 @@ func (g *machine) become(id identity) error {
 	if err := addEntropy(id.Entropy); err != nil {
 		return fmt.Errorf("adding entropy: %w", err)
 	}
-	tv := unix.NsecToTimeval(id.Clock)
-	if err := unix.Settimeofday(&tv); err != nil {
-		return fmt.Errorf("setting the clock: %w", err)
+	if err := setClock(id.Clock); err != nil {
+		return err
 	}
 	if err := unix.Sethostname([]byte(id.Name)); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
@@ -161,6 +166,15 @@ func (g *machine) become(id identity) error {
 	go func() {
 		g.ended <- agent.Serve(context.Background(), g.channel, agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"})
 	}()
+	return nil
+}
+
+// setClock sets the clock to Unix nanoseconds.
+func setClock(now int64) error {
+	tv := unix.NsecToTimeval(now)
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("setting the clock: %w", err)
+	}
 	return nil
 }
 

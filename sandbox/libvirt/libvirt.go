@@ -27,9 +27,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -61,6 +63,10 @@ type Provider struct {
 	mu  sync.Mutex
 	kvm *bool // nil until probed
 
+	// booting has a value for each machine that is being made: more at once than
+	// there are processors would all be late.
+	booting chan struct{}
+
 	agentOnce sync.Once
 	agentSum  string // digest of the agent
 	agentErr  error
@@ -77,15 +83,20 @@ func New(opts Options) *Provider {
 	if opts.Notice == nil {
 		opts.Notice = func(string) {}
 	}
-	return &Provider{opts: opts}
+	return &Provider{opts: opts, booting: make(chan struct{}, max(2, runtime.NumCPU()))}
 }
 
 // Name implements sandbox.Provider.
 func (p *Provider) Name() string { return "libvirt" }
 
-// bootDeadline bounds the boot of one machine: an emulated one on a busy host
-// takes a minute at times.
-const bootDeadline = 3 * time.Minute
+// Each thing that a machine's start waits for has a deadline of its own, so that
+// the one that is missed is the one that was slow. Emulated machines on a busy
+// host take their time: QEMU's own start competes with those that boot already.
+const (
+	createDeadline = 3 * time.Minute // libvirt, and so QEMU, making or restoring a domain
+	bootDeadline   = 3 * time.Minute // a domain that runs, until the machine greets
+	becomeDeadline = 3 * time.Minute // its identity and its files
+)
 
 // probeDeadline bounds the boot that tells whether KVM works: with it, a
 // machine is there in a second.
@@ -136,6 +147,7 @@ func (p *Provider) Reap(ctx context.Context) ([]string, error) {
 			defer l.Disconnect()
 			_ = destroyLease(ctx, l, name)
 		}
+		endPipes(p.files(name))
 		return errors.Join(killEmulators(ctx, name), removeTaps(name), os.RemoveAll(p.files(name)))
 	})
 }
@@ -233,7 +245,8 @@ func explain(err error) error {
 
 // accelerated reports whether machines run on KVM: whether one has, since a
 // device that is there may not work. The answer holds until the host reboots.
-func (p *Provider) accelerated(ctx context.Context, l *govirt.Libvirt, probe plan) (bool, error) {
+func (e *environment) accelerated(ctx context.Context, probe plan) (bool, error) {
+	p := e.provider
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.kvm != nil {
@@ -254,7 +267,7 @@ func (p *Provider) accelerated(ctx context.Context, l *govirt.Libvirt, probe pla
 	if _, err := os.Stat("/dev/kvm"); err == nil {
 		probe.kvm, probe.network, probe.index = true, false, 999
 		ctx, cancel := context.WithTimeout(ctx, probeDeadline)
-		works = p.probe(ctx, l, probe) == nil
+		works = e.probe(ctx, probe) == nil
 		cancel()
 	}
 	if ctx.Err() != nil {
@@ -270,16 +283,20 @@ func (p *Provider) accelerated(ctx context.Context, l *govirt.Libvirt, probe pla
 	return say(works), nil
 }
 
-func (p *Provider) probe(ctx context.Context, l *govirt.Libvirt, m plan) error {
+func (e *environment) probe(ctx context.Context, m plan) error {
 	text, err := m.xml()
 	if err != nil {
 		return err
 	}
-	d, err := l.DomainCreateXML(text, govirt.DomainStartAutodestroy)
+	var d govirt.Domain
+	err = e.ask(ctx, "creating the domain", func() (err error) {
+		d, err = e.libvirt.DomainCreateXML(text, govirt.DomainStartAutodestroy)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	defer destroy(l, d)
+	defer destroy(e.libvirt, d)
 	conn, err := dialPort(ctx, m.port(controlPort))
 	if err != nil {
 		return err
@@ -314,7 +331,7 @@ func (e *environment) start(ctx context.Context) error {
 		return err
 	}
 	if len(plans) > 0 {
-		kvm, err := p.accelerated(ctx, e.libvirt, plans[0])
+		kvm, err := e.accelerated(ctx, plans[0])
 		if err != nil {
 			return err
 		}
@@ -324,8 +341,6 @@ func (e *environment) start(ctx context.Context) error {
 		return err
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
-	defer cancel()
 	var req setupRequest
 	e.machines = make([]*guestMachine, len(plans))
 	group, gctx := errgroup.WithContext(ctx)
@@ -337,6 +352,12 @@ func (e *environment) start(ctx context.Context) error {
 			Tap    string
 		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.domain()})
 		group.Go(func() error {
+			select {
+			case p.booting <- struct{}{}:
+				defer func() { <-p.booting }()
+			case <-gctx.Done():
+				return context.Cause(gctx)
+			}
 			boot := e.boot
 			if e.from[m.name] != "" {
 				boot = e.restore
@@ -351,7 +372,9 @@ func (e *environment) start(ctx context.Context) error {
 	}
 	err = group.Wait()
 	if err == nil {
+		ctx, cancel := within(ctx, replyDeadline, "preparing the hub")
 		_, err = e.Peer.Call(ctx, "setup", req, nil)
+		cancel()
 	}
 	if err != nil {
 		if s := e.gateway.stderr.String(); s != "" {
@@ -359,6 +382,8 @@ func (e *environment) start(ctx context.Context) error {
 		}
 		return err
 	}
+	ctx, cancel := within(ctx, becomeDeadline, "getting ready")
+	defer cancel()
 	group, gctx = errgroup.WithContext(ctx)
 	for i, g := range e.machines {
 		group.Go(func() error {
@@ -449,8 +474,7 @@ func (e *environment) startHub() error {
 	return nil
 }
 
-// boot makes a machine, gives its link to the hub while it stands still, and
-// lets it run until it waits to be told who it is.
+// boot makes a machine and lets it run until it waits to be told who it is.
 func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 	text, err := m.xml()
 	if err != nil {
@@ -460,27 +484,18 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 		return nil, err
 	}
 	// A domain that is created paused has executed nothing.
-	d, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
-	if err != nil {
-		return nil, fmt.Errorf("creating the domain: %w", err)
-	}
-	if err := moveTap(m.domain(), e.gateway.cmd.Process.Pid); err != nil {
+	if err := e.ask(ctx, "creating the domain", func() error {
+		_, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	g := &guestMachine{env: e, index: m.index, name: m.name, domain: d}
-	conn, err := dialPort(ctx, m.port(controlPort))
+	g, conn, err := e.letRun(ctx, m)
 	if err != nil {
-		return nil, fmt.Errorf("opening its channel: %w", err)
+		return nil, err
 	}
-	if g.channel, err = dialPort(ctx, m.port(agentPort)); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("opening its channel: %w", err)
-	}
-	if err := e.libvirt.DomainResume(d); err != nil {
-		conn.Close()
-		g.channel.Close()
-		return nil, fmt.Errorf("letting it run: %w", err)
-	}
+	ctx, cancel := within(ctx, bootDeadline, "booting")
+	defer cancel()
 	if g.control, err = newControl(ctx, m.name, conn); err != nil {
 		conn.Close()
 		g.channel.Close()
@@ -490,6 +505,55 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 		return nil, err
 	}
 	return g, nil
+}
+
+// letRun lets a machine run that stands still: first its link goes to the hub,
+// and its channels are opened. It returns the control channel beside it.
+func (e *environment) letRun(ctx context.Context, m plan) (_ *guestMachine, control net.Conn, err error) {
+	g := &guestMachine{env: e, index: m.index, name: m.name}
+	if g.domain, err = e.libvirt.DomainLookupByName(m.domain()); err != nil {
+		return nil, nil, fmt.Errorf("finding its domain: %w", err)
+	}
+	if err := moveTap(m.domain(), e.gateway.cmd.Process.Pid); err != nil {
+		return nil, nil, err
+	}
+	if control, err = dialPort(ctx, m.port(controlPort)); err != nil {
+		return nil, nil, fmt.Errorf("opening its channel: %w", err)
+	}
+	if g.channel, err = dialPort(ctx, m.port(agentPort)); err != nil {
+		control.Close()
+		return nil, nil, fmt.Errorf("opening its channel: %w", err)
+	}
+	if err := e.ask(ctx, "letting it run", func() error { return e.libvirt.DomainResume(g.domain) }); err != nil {
+		control.Close()
+		g.channel.Close()
+		return nil, nil, err
+	}
+	return g, control, nil
+}
+
+// ask runs a call of libvirt, which knows no deadline, and does not wait for it
+// longer than createDeadline. Release does: what such a call makes is the
+// lease's.
+func (e *environment) ask(ctx context.Context, what string, call func() error) error {
+	ctx, cancel := within(ctx, createDeadline, what)
+	defer cancel()
+	done := make(chan error, 1)
+	e.asking.Go(func() { done <- call() })
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for libvirt: %w", context.Cause(ctx))
+	}
+}
+
+// within bounds ctx, and says what was not done when it ends by that.
+func within(ctx context.Context, d time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%s: not within %s", what, d))
 }
 
 // lastLines returns the end of a console, for people.
@@ -523,9 +587,31 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 	if g.client, err = agent.NewClient(ctx, g.channel); err != nil {
 		return fmt.Errorf("waiting for its agent: %w", err)
 	}
+	if err := g.setClock(ctx); err != nil {
+		return err
+	}
 	for _, f := range files {
 		if err := g.client.Put(ctx, f); err != nil {
 			return fmt.Errorf("staging %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+// clockError is how wrong a machine's clock may be when it is handed out, if the
+// host is not too busy to know.
+const clockError = 200 * time.Millisecond
+
+// setClock sets a machine's clock. What it was told when it became itself was
+// old by the time that it arrived; this answer tells how old it can have been.
+func (g *guestMachine) setClock(ctx context.Context) error {
+	for range 5 {
+		sent := time.Now()
+		if err := g.control.call(ctx, "clock", sent.UnixNano(), nil); err != nil {
+			return err
+		}
+		if time.Since(sent) < clockError {
+			break
 		}
 	}
 	return nil

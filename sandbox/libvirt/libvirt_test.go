@@ -1,14 +1,15 @@
 package libvirt
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,9 +19,6 @@ import (
 	"bj/sandbox/image"
 )
 
-// ownerEnv makes this program an owner of an environment, who is killed.
-const ownerEnv = "BJ_TEST_OWNER"
-
 func TestMain(m *testing.M) {
 	if handled, err := Main(os.Args); handled {
 		if err != nil {
@@ -29,36 +27,81 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	lab.close()
+	os.Exit(code)
 }
 
-// startLibvirt starts libvirt's daemons where they do not run, for this test.
-func startLibvirt(t *testing.T) {
+// lab is what all tests of this program share: libvirt, the agent, and a
+// template that is booted once.
+var lab laboratory
+
+type laboratory struct {
+	libvirt, agent, template sync.Once
+	daemons                  []*exec.Cmd // those that were started for the tests
+	dir                      string      // of the agent and the template
+	saved                    string      // folder of the template of spec's machines
+	booted, filled           time.Duration
+}
+
+func (l *laboratory) close() {
+	for _, d := range l.daemons {
+		d.Process.Signal(os.Interrupt)
+		timer := time.AfterFunc(10*time.Second, func() { d.Process.Kill() })
+		d.Wait()
+		timer.Stop()
+	}
+	os.RemoveAll(l.dir)
+}
+
+// folder is where the lab keeps files; QEMU must be able to go through it.
+func (l *laboratory) folder(t testing.TB) string {
+	t.Helper()
+	if l.dir == "" {
+		dir, err := os.MkdirTemp("", "bj-libvirt-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.dir = dir
+	}
+	return l.dir
+}
+
+// startLibvirt starts libvirt's daemons where they do not run.
+func startLibvirt(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("virtual machines need root")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	lab.libvirt.Do(func() {
+		if l, err := connect(t.Context(), DefaultURI); err == nil {
+			l.Disconnect()
+			return
+		}
+		lab.start(t, "virtlogd")
+		lab.start(t, "libvirtd")
+	})
+	awaitLibvirt(t)
+}
+
+// start starts a daemon until the end of all tests.
+func (l *laboratory) start(t testing.TB, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("the tests need %s: apt-get install libvirt-daemon-system qemu-system-x86", name)
+	}
+	cmd := exec.Command(path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	l.daemons = append(l.daemons, cmd)
+}
+
+func awaitLibvirt(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if l, err := connect(ctx, DefaultURI); err == nil {
-		l.Disconnect()
-		return
-	}
-	for _, name := range []string{"virtlogd", "libvirtd"} {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatalf("the tests need %s: apt-get install libvirt-daemon-system qemu-system-x86", name)
-		}
-		cmd := exec.Command(path)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			cmd.Process.Signal(os.Interrupt)
-			time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
-			cmd.Wait()
-		})
-	}
 	for {
 		l, err := connect(ctx, DefaultURI)
 		if err == nil {
@@ -72,19 +115,24 @@ func startLibvirt(t *testing.T) {
 	}
 }
 
-// provider returns one whose agent is bj, built for this test.
-func provider(t *testing.T) *Provider {
+// agentEnv names the agent, for the tests' own children.
+const agentEnv = "BJ_TEST_AGENT"
+
+// provider returns one whose agent is bj, built for these tests.
+func provider(t testing.TB) *Provider {
 	t.Helper()
-	agent := os.Getenv("BJ_TEST_AGENT")
-	if agent == "" {
-		agent = filepath.Join(t.TempDir(), "bj")
+	lab.agent.Do(func() {
+		if os.Getenv(agentEnv) != "" {
+			return
+		}
+		agent := filepath.Join(lab.folder(t), "bj")
 		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", agent, "bj/cmd/bj")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("building the agent: %v\n%s", err, out)
 		}
-		t.Setenv("BJ_TEST_AGENT", agent)
-	}
+		os.Setenv(agentEnv, agent)
+	})
 	cache := os.Getenv("BJ_CACHE")
 	if cache == "" {
 		dir, err := os.UserCacheDir()
@@ -93,7 +141,91 @@ func provider(t *testing.T) *Provider {
 		}
 		cache = filepath.Join(dir, "bj")
 	}
-	return New(Options{Agent: agent, Images: &image.Store{Dir: filepath.Join(cache, "tools"), Virtual: true}, Notice: func(s string) { fmt.Fprintln(os.Stderr, s) }})
+	return New(Options{Agent: os.Getenv(agentEnv), Images: &image.Store{Dir: filepath.Join(cache, "tools"), Virtual: true}, Notice: func(s string) { fmt.Fprintln(os.Stderr, s) }})
+}
+
+// warm returns what leases n machines of spec from the template.
+func warm(t testing.TB, n int) map[string]string {
+	t.Helper()
+	from := map[string]string{}
+	for _, m := range spec(n).Machines {
+		from[m.Name] = template(t)
+	}
+	return from
+}
+
+// template returns the folder of the template of spec's machines. It is made
+// once, after a machine that was booted from nothing was found to be whole.
+func template(t testing.TB) string {
+	t.Helper()
+	startLibvirt(t)
+	lab.template.Do(func() {
+		p := provider(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		s := spec(1)
+		// The image and the notice about KVM come before what is measured.
+		if _, err := p.Template(ctx, s.Machines[0]); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		env, err := p.Lease(ctx, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lab.booted = time.Since(start)
+		err = env.Seal(ctx, sandbox.Policy{})
+		if err == nil {
+			holds(t, env)
+			isWhole(t, env.Machines()[0])
+		}
+		if err := errors.Join(err, env.Release(context.WithoutCancel(ctx))); err != nil {
+			t.Fatal(err)
+		}
+		nothingLeft(t, p, env.Name())
+		tpl, err := p.Template(ctx, s.Machines[0])
+		if err != nil || tpl.Key == "" {
+			t.Fatalf("after a lease the template has the key %q, %v", tpl.Key, err)
+		}
+		dir := filepath.Join(lab.folder(t), "template")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		start = time.Now()
+		if err := p.Fill(ctx, tpl, dir); err != nil {
+			t.Fatal(err)
+		}
+		lab.filled, lab.saved = time.Since(start), dir
+	})
+	if lab.saved == "" {
+		t.Fatal("there is no template: an earlier test says why")
+	}
+	return lab.saved
+}
+
+// isWhole fails if a machine is not what spec asks for.
+func isWhole(t testing.TB, m sandbox.Machine) {
+	t.Helper()
+	if out, code := sh(t, m, `test "$(cat /etc/greeting)" = hello; test "$(stat -c %a /etc/greeting)" = 640; test "$(hostname)" = `+m.Name()+`; grep -q m-0 /etc/hosts; ! ls /etc/ssh/ssh_host_* 2>/dev/null; echo whole`); code != 0 || out != "whole\n" {
+		t.Errorf("%s is not what was asked for: %d %s", m.Name(), code, out)
+	}
+}
+
+// holds fails if a canary got out.
+func holds(t testing.TB, env sandbox.Environment) {
+	t.Helper()
+	list, err := env.Canaries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if !c.Held {
+			t.Errorf("%s: %s: %s", c.Machine, c.Probe, c.Detail)
+		}
+	}
+	if len(list) < 10*len(env.Machines()) {
+		t.Errorf("only %d canaries", len(list))
+	}
 }
 
 func spec(n int) sandbox.Spec {
@@ -109,7 +241,7 @@ func spec(n int) sandbox.Spec {
 }
 
 // sh runs a script as root, and returns what it wrote and its exit code.
-func sh(t *testing.T, m sandbox.Machine, script string) (string, int) {
+func sh(t testing.TB, m sandbox.Machine, script string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -126,7 +258,7 @@ func sh(t *testing.T, m sandbox.Machine, script string) (string, int) {
 }
 
 // nothingLeft fails if something of a lease is there still.
-func nothingLeft(t *testing.T, p *Provider, lease string) {
+func nothingLeft(t testing.TB, p *Provider, lease string) {
 	t.Helper()
 	l, err := connect(t.Context(), p.opts.URI)
 	if err != nil {
@@ -165,11 +297,11 @@ func nothingLeft(t *testing.T, p *Provider, lease string) {
 }
 
 func TestMachines(t *testing.T) {
-	startLibvirt(t)
+	from := warm(t, 2)
 	p := provider(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	env, err := p.Lease(ctx, spec(2))
+	env, err := p.LeaseFrom(ctx, spec(2), from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,29 +319,9 @@ func TestMachines(t *testing.T) {
 	if err := env.Seal(ctx, policy); err != nil {
 		t.Fatal(err)
 	}
-	canaries := func() {
-		t.Helper()
-		list, err := env.Canaries(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range list {
-			if !c.Held {
-				t.Errorf("%s: %s: %s", c.Machine, c.Probe, c.Detail)
-			}
-		}
-		if len(list) < 20 {
-			t.Errorf("only %d canaries", len(list))
-		}
-	}
-	canaries()
-	if out, code := sh(t, m[0], `test "$(cat /etc/greeting)" = hello; test "$(stat -c %a /etc/greeting)" = 640; test "$(hostname)" = m-0; grep -q m-1 /etc/hosts; echo whole`); code != 0 || out != "whole\n" {
-		t.Errorf("the machine is not what was asked for: %d %s", code, out)
-	}
-	id0, _ := sh(t, m[0], "cat /etc/machine-id")
-	if id1, _ := sh(t, m[1], "cat /etc/machine-id"); id0 == id1 || len(id0) != 33 {
-		t.Errorf("machine ids %q and %q", id0, id1)
-	}
+	holds(t, env)
+	isWhole(t, m[0])
+	isWhole(t, m[1])
 	// What is open is, from machine to machine, and nothing beside it.
 	if out, code := sh(t, m[1], "(echo found | timeout 60 nc -l -p 7000) >/dev/null 2>&1 & (timeout 60 nc -l -p 9000) >/dev/null 2>&1 & sleep 1"); code != 0 {
 		t.Fatalf("listening: %s", out)
@@ -261,66 +373,4 @@ true`
 	if _, err := env.Blocked(ctx); err != nil {
 		t.Errorf("after a crash: %v", err)
 	}
-}
-
-// An owner leases and waits to be killed.
-func TestOwner(t *testing.T) {
-	if os.Getenv(ownerEnv) == "" {
-		t.Skip("run by TestKilled")
-	}
-	env, err := provider(t).Lease(t.Context(), spec(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Printf("leased %s\n", env.Name())
-	select {}
-}
-
-func TestKilled(t *testing.T) {
-	startLibvirt(t)
-	p := provider(t)
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestOwner$", "-test.v")
-	cmd.Env = append(os.Environ(), ownerEnv+"=1")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	timer := time.AfterFunc(5*time.Minute, func() { cmd.Process.Kill() })
-	defer timer.Stop()
-	lease := ""
-	for lines := bufio.NewScanner(out); lease == "" && lines.Scan(); {
-		lease, _ = strings.CutPrefix(lines.Text(), "leased ")
-		if !strings.HasPrefix(lease, "bj-") {
-			lease = ""
-		}
-	}
-	if lease == "" {
-		t.Fatal("the owner leased nothing")
-	}
-	if removed, err := p.Reap(t.Context()); err != nil || len(removed) > 0 {
-		t.Fatalf("reaping what lives: %v %v", removed, err)
-	}
-	cmd.Process.Kill()
-	cmd.Wait()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		// The gateway holds the lease's lock until the kernel has ended it.
-		removed, err := p.Reap(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(removed) == 1 && removed[0] == lease {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("reaped %v, not %s", removed, lease)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	nothingLeft(t, p, lease)
 }

@@ -232,6 +232,19 @@ func dialPort(ctx context.Context, path string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", path)
 }
 
+// pipeSuffix ends the names of pipes that libvirt reads templates from.
+const pipeSuffix = "state"
+
+// endPipes wakes a libvirt that waits at a pipe of a lease for a bj that has died.
+func endPipes(dir string) {
+	pipes, _ := filepath.Glob(filepath.Join(dir, "*-"+pipeSuffix))
+	for _, path := range pipes {
+		if f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
+			f.Close()
+		}
+	}
+}
+
 // killEmulators ends the QEMU processes of a lease directly, for when libvirt
 // does not: a machine is never left running because its manager is not.
 func killEmulators(ctx context.Context, lease string) error {

@@ -128,15 +128,13 @@ func (p *Provider) Fill(ctx context.Context, t sandbox.Template, dir string) (er
 	if err := e.open(plans); err != nil {
 		return err
 	}
-	if e.kvm, err = p.accelerated(ctx, conn, plans[0]); err != nil {
+	if e.kvm, err = e.accelerated(ctx, plans[0]); err != nil {
 		return err
 	}
 	plans[0].kvm = e.kvm
 	if err := e.startHub(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
-	defer cancel()
 	g, err := e.boot(ctx, plans[0])
 	if err != nil {
 		return fmt.Errorf("booting a template: %w", err)
@@ -144,8 +142,10 @@ func (p *Provider) Fill(ctx context.Context, t sandbox.Template, dir string) (er
 	defer g.channel.Close()
 	defer g.control.conn.Close()
 	path := filepath.Join(dir, templateFile)
-	if err := conn.DomainSaveFlags(g.domain, path, nil, uint32(govirt.DomainSavePaused)); err != nil {
-		return fmt.Errorf("saving a template: %w", err)
+	if err := e.ask(ctx, "saving a template", func() error {
+		return conn.DomainSaveFlags(g.domain, path, nil, uint32(govirt.DomainSavePaused))
+	}); err != nil {
+		return err
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -156,8 +156,7 @@ func (p *Provider) Fill(ctx context.Context, t sandbox.Template, dir string) (er
 	return err
 }
 
-// restore makes a machine from its template, as boot makes one from nothing:
-// its link is at the hub, and its channels are open, before it runs.
+// restore makes a machine from its template, as boot makes one from nothing.
 func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error) {
 	unusable := func(what string, err error) error {
 		return fmt.Errorf("%s: %w: %w", what, sandbox.ErrTemplate, err)
@@ -178,7 +177,7 @@ func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error
 	if err := addTap(m.domain()); err != nil {
 		return nil, err
 	}
-	fifo := m.port("state")
+	fifo := m.port(pipeSuffix)
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		return nil, fmt.Errorf("making a pipe: %w", err)
 	}
@@ -199,7 +198,9 @@ func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error
 		}
 		written <- err
 	}()
-	err = e.libvirt.DomainRestoreFlags(fifo, nil, uint32(govirt.DomainSavePaused))
+	err = e.ask(ctx, "restoring its template", func() error {
+		return e.libvirt.DomainRestoreFlags(fifo, nil, uint32(govirt.DomainSavePaused))
+	})
 	if err != nil {
 		pipe.SetDeadline(time.Unix(1, 0))
 	}
@@ -210,28 +211,11 @@ func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, unusable("restoring its template", err)
+		return nil, unusable("starting from it", err)
 	}
-	d, err := e.libvirt.DomainLookupByName(m.domain())
+	g, conn, err := e.letRun(ctx, m)
 	if err != nil {
-		return nil, fmt.Errorf("finding its domain: %w", err)
-	}
-	if err := moveTap(m.domain(), e.gateway.cmd.Process.Pid); err != nil {
 		return nil, err
-	}
-	g := &guestMachine{env: e, index: m.index, name: m.name, domain: d}
-	conn, err := dialPort(ctx, m.port(controlPort))
-	if err != nil {
-		return nil, fmt.Errorf("opening its channel: %w", err)
-	}
-	if g.channel, err = dialPort(ctx, m.port(agentPort)); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("opening its channel: %w", err)
-	}
-	if err := e.libvirt.DomainResume(d); err != nil {
-		conn.Close()
-		g.channel.Close()
-		return nil, fmt.Errorf("letting it run: %w", err)
 	}
 	g.control = resumedControl(m.name, conn)
 	return g, nil
