@@ -26,12 +26,12 @@ runbooks:
 	@rm -rf docs/runbooks bin/no-results && mkdir -p bin/no-results
 	@$(GO) run ./cmd/bj runbook //... -o docs/runbooks --results bin/no-results
 
-.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet test-libvirt
+.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet few test-libvirt
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bj ./cmd/bj
 
-test: setup fmt vet staticcheck govulncheck layout fleet unit
+test: setup fmt vet staticcheck govulncheck layout fleet few unit
 
 # setup installs what is missing, and nothing where nothing is.
 setup:
@@ -81,18 +81,22 @@ fleet:
 	@echo "== the demonstration fleet"
 	@$(GO) run ./cmd/bj test //recipes/... </dev/null
 
-# The same recipes in virtual machines. Libvirt is started for them where it does
-# not run. VIRTUAL names some of them only.
+# The same recipes in virtual machines: all of them, or those that VIRTUAL names.
+# Libvirt is started for them where it does not run, and ended.
 VIRTUAL ?= //recipes/...
 
 test-libvirt: setup
-	@echo "== the demonstration fleet in virtual machines"
-	@pids=; trap 'kill $$pids 2>/dev/null || true' EXIT; \
+	@echo "== in virtual machines: $(VIRTUAL)"
+	@pids=; trap '[ -z "$$pids" ] || { kill $$pids 2>/dev/null || true; wait; }' EXIT; \
 	if ! virsh -c qemu:///system version >/dev/null 2>&1; then \
 		virtlogd & pids=$$!; libvirtd & pids="$$pids $$!"; \
 		timeout 60 sh -c 'until virsh -c qemu:///system version >/dev/null 2>&1; do sleep 0.2; done'; \
 	fi; \
 	$(GO) run ./cmd/bj test --sandbox libvirt --jobs 1 $(VIRTUAL) </dev/null
+
+# few are those of every test: all of them take long where machines are emulated.
+few:
+	@$(MAKE) --no-print-directory test-libvirt VIRTUAL="//recipes/zookeeper //recipes/names //recipes/certificates //recipes/storage"
 
 # Tests that look for what was left behind on the machine run alone, after the
 # others: they cannot tell another test's machines from their own.
