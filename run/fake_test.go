@@ -33,6 +33,7 @@ type fakeProvider struct {
 
 func (p *fakeProvider) Name() string                           { return "fake" }
 func (p *fakeProvider) Check(context.Context) error            { return nil }
+func (p *fakeProvider) Ready(context.Context) error            { return nil }
 func (p *fakeProvider) Reap(context.Context) ([]string, error) { return nil, nil }
 
 func (p *fakeProvider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Environment, error) {

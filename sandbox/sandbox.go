@@ -35,6 +35,9 @@ type Provider interface {
 	// Check reports whether this host can run it at all: an *Error with what
 	// is missing and what mends it, or nil.
 	Check(ctx context.Context) error
+	// Ready reports in no time, and before anything is made for a lease, what
+	// this host lacks: an *Error with what mends it, or nil.
+	Ready(ctx context.Context) error
 	// Lease makes fresh machines, stages the files of spec, and stops before
 	// anything of the recipe could run. A partial lease is undone.
 	Lease(ctx context.Context, spec Spec) (Environment, error)

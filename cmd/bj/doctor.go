@@ -15,6 +15,7 @@ import (
 
 	"bj/sandbox"
 	"bj/sandbox/image"
+	"bj/sandbox/libvirt"
 	"bj/sandbox/pool"
 )
 
@@ -44,7 +45,7 @@ func runDoctor(ctx context.Context, e *env, args []string) error {
 	}
 	failed := false
 	for _, look := range []func(context.Context, *env) finding{
-		lookAtSystem, lookAtCache, lookAtNamespace, lookAtLibvirt,
+		lookAtSystem, lookAtCache, lookAtDisk, lookAtNamespace, lookAtLibvirt, lookAtKernel, lookAtVirtual, lookAtKVM,
 		lookForProgram("go", `tool(go = ...) is built with it`, "install Go from https://go.dev/dl, or: apt-get install golang-go"),
 		lookForProgram("apt-get", `tool(deb = ...) is fetched with it`, "a Debian machine has it"),
 		lookForProgram("dpkg-deb", `tool(deb = ...) is unpacked with it`, "apt-get install dpkg"),
@@ -128,6 +129,46 @@ func lookAtCache(_ context.Context, e *env) finding {
 	return f
 }
 
+// What bj test needs on disk: a little for any recipe, more for the images of
+// virtual machines, in bytes.
+const (
+	leastDisk   = 64 << 20
+	virtualDisk = 2 << 30
+)
+
+// lookAtDisk says how much room there is where bj writes.
+func lookAtDisk(_ context.Context, e *env) finding {
+	f := finding{name: "disk", vital: true}
+	cache, err := e.cacheDir()
+	if err != nil {
+		f.err = err
+		return f
+	}
+	var lines []string
+	for _, place := range []struct{ what, dir string }{{"cache", cache}, {"temporary files", os.TempDir()}, {"leases", "/run"}} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(place.dir, &fs); err != nil {
+			f.err = fmt.Errorf("asking how much room there is in %s: %w", place.dir, err)
+			return f
+		}
+		free := int64(fs.Bavail) * fs.Bsize
+		if free < leastDisk && f.err == nil {
+			f.err = fmt.Errorf("%s has %d MiB left, and %d are needed", place.dir, free>>20, leastDisk>>20)
+			f.mend = "df -h " + place.dir + " says which disk that is"
+			if place.dir == cache {
+				f.mend += "; BJ_CACHE names another folder"
+			}
+		}
+		line := fmt.Sprintf("%d MiB left in %s, for %s", free>>20, place.dir, place.what)
+		if place.dir == cache && free < virtualDisk {
+			line += fmt.Sprintf("\nimages of virtual machines take about %d MiB: BJ_CACHE names another folder", int64(virtualDisk)>>20)
+		}
+		lines = append(lines, line)
+	}
+	f.text = strings.Join(lines, "\n")
+	return f
+}
+
 // lookAtNamespace leases a machine of the embedded provider.
 func lookAtNamespace(ctx context.Context, e *env) finding {
 	f := lookAtSandbox(ctx, e, defaultSandbox, "machines of namespaces can be leased and sealed")
@@ -135,10 +176,73 @@ func lookAtNamespace(ctx context.Context, e *env) finding {
 	return f
 }
 
-// lookAtLibvirt leases a virtual machine, of which bj test has no need unless it
-// is asked for one.
-func lookAtLibvirt(ctx context.Context, e *env) finding {
-	return lookAtSandbox(ctx, e, virtualSandbox, "virtual machines can be leased and sealed")
+// lookAtLibvirt asks libvirt what it is; bj test has no need of virtual machines
+// unless it is asked for some.
+func lookAtLibvirt(ctx context.Context, _ *env) finding {
+	about, err := libvirt.New(libvirt.Options{URI: os.Getenv("BJ_LIBVIRT_URI")}).About(ctx)
+	return finding{name: "libvirt", text: about, mend: hintOf(err), err: err}.or("--sandbox libvirt")
+}
+
+// lookAtKernel looks for what virtual machines boot.
+func lookAtKernel(ctx context.Context, e *env) finding {
+	dir, err := e.cacheDir()
+	if err != nil {
+		return finding{name: "kernel", text: "virtual machines boot it", err: err}
+	}
+	k, err := newStore(dir, "", virtualSandbox).Kernel(ctx, "", nil)
+	return finding{name: "kernel", text: k.About + ": virtual machines boot it", err: err, mend: hintOf(err)}.or("virtual machines boot one")
+}
+
+// lookAtVirtual leases a virtual machine, where there is a libvirt.
+func lookAtVirtual(ctx context.Context, e *env) finding {
+	if f := lookAtLibvirt(ctx, e); f.err != nil {
+		return finding{name: "machines", text: "--sandbox libvirt", err: errors.New("without libvirt none was tried")}
+	}
+	f := lookAtSandbox(ctx, e, virtualSandbox, "virtual machines can be leased and sealed")
+	f.name = "machines"
+	return f
+}
+
+// lookAtKVM says whether virtual machines are emulated, as a lease has found out.
+func lookAtKVM(context.Context, *env) finding {
+	f := finding{name: "kvm", text: "virtual machines run on it: one was booted"}
+	works, known := libvirt.New(libvirt.Options{}).Accelerated()
+	if works {
+		return f
+	}
+	f.text = "without it virtual machines are emulated, which is slow"
+	_, err := os.Stat("/dev/kvm")
+	switch {
+	case err != nil:
+		f.err = errors.New("there is no /dev/kvm")
+	case known:
+		f.err = errors.New("a machine that was booted on it did not come up")
+	default:
+		f.err = errors.New("no machine could be booted to see")
+	}
+	f.mend = "switch virtualization on in the firmware, or nested virtualization where this is a virtual machine;\nthen modprobe kvm_intel or kvm_amd, and restart: the answer is kept until then"
+	return f
+}
+
+// or returns the finding with words that fit where something is missing.
+func (f finding) or(missing string) finding {
+	if f.err != nil {
+		f.text = missing
+	}
+	return f
+}
+
+// hintOf is what mends an error, if it knows.
+func hintOf(err error) string {
+	var fault *sandbox.Error
+	var own *failure
+	switch {
+	case errors.As(err, &fault):
+		return fault.Hint
+	case errors.As(err, &own):
+		return own.hint
+	}
+	return ""
 }
 
 func lookAtSandbox(ctx context.Context, e *env, name, works string) finding {
@@ -166,14 +270,7 @@ func lookAtSandbox(ctx context.Context, e *env, name, works string) finding {
 		f.text = "--sandbox " + name
 	}
 	f.err = err
-	var fault *sandbox.Error
-	var own *failure
-	switch {
-	case errors.As(err, &fault):
-		f.mend = fault.Hint
-	case errors.As(err, &own):
-		f.mend = own.hint
-	}
+	f.mend = hintOf(err)
 	return f
 }
 

@@ -90,6 +90,9 @@ func (f *poolFlags) run(ctx context.Context, e *env, args []string) error {
 		}
 		return listTemplates(e, p, "in use, and not removed: ")
 	case "fill":
+		if err := prepare(ctx, p, say); err != nil {
+			return err
+		}
 		for _, plan := range run.NewPlans(l.fleet, l.recipes, run.PlanOptions{Root: root}) {
 			if err := fill(ctx, p, plan, images, say); err != nil {
 				return err

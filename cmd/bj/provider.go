@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,4 +62,17 @@ func newProvider(ctx context.Context, name, source, cache string, images *image.
 		}), pool.Options{Dir: filepath.Join(cache, "pool", virtualSandbox), Notice: once(say)}), nil
 	}
 	return nil, usage(lang.DidYouMean(name, sandboxes(), "there are: "+strings.Join(sandboxes(), ", ")), "there is no sandbox %q, which %s asks for", name, source)
+}
+
+// prepare removes what an earlier bj left, and then says what this host lacks for
+// p, before anything is made for it.
+func prepare(ctx context.Context, p sandbox.Provider, say func(string)) error {
+	removed, err := p.Reap(ctx)
+	if err != nil {
+		return fmt.Errorf("removing what an earlier bj left: %w", err)
+	}
+	if len(removed) > 0 {
+		say("removed what an earlier bj left: " + strings.Join(removed, ", "))
+	}
+	return p.Ready(ctx)
 }

@@ -148,10 +148,8 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 	if _, err := images.Tidy(ctx, 0); err != nil {
 		say(err.Error())
 	}
-	if removed, err := provider.Reap(ctx); err != nil {
-		return fmt.Errorf("removing what an earlier bj left: %w", err)
-	} else if len(removed) > 0 {
-		say("removed what an earlier bj left: " + strings.Join(removed, ", "))
+	if err := prepare(ctx, provider, say); err != nil {
+		return err
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)

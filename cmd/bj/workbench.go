@@ -61,11 +61,9 @@ func (e *env) workbench(ctx context.Context, command string, args []string, sand
 	}
 	w.sandbox = name
 	w.stager = images
-	if removed, err := w.provider.Reap(ctx); err != nil {
+	if err := prepare(ctx, w.provider, say); err != nil {
 		done()
-		return nil, fmt.Errorf("removing what an earlier bj left: %w", err)
-	} else if len(removed) > 0 {
-		say("removed what an earlier bj left: " + strings.Join(removed, ", "))
+		return nil, err
 	}
 	return w, nil
 }

@@ -3,4 +3,6 @@ package libvirt
 const (
 	machineArch = "aarch64"
 	machineType = "virt"
+
+	emulatorPackage = "qemu-system-arm" // of Debian
 )

@@ -102,6 +102,46 @@ const (
 // machine is there in a second.
 const probeDeadline = 20 * time.Second
 
+// Ready implements sandbox.Provider.
+func (p *Provider) Ready(ctx context.Context) error {
+	_, err := p.About(ctx)
+	return err
+}
+
+// About says which libvirt and emulator make the machines, or what they lack.
+func (p *Provider) About(ctx context.Context) (string, error) {
+	if err := checkRights(); err != nil {
+		return "", err
+	}
+	conn, err := connect(ctx, p.opts.URI)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Disconnect()
+	own, err := conn.ConnectGetLibVersion()
+	if err != nil {
+		return "", &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("asking the libvirt at %s its version: %w", p.opts.URI, err)}
+	}
+	emulator, err := conn.ConnectGetVersion()
+	if err != nil {
+		return "", &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("the libvirt at %s has no emulator for %s: %w", p.opts.URI, machineArch, err),
+			Hint: "apt-get install " + emulatorPackage + ", then systemctl restart libvirtd"}
+	}
+	if _, _, err := emulatorUser(); err != nil {
+		return "", err
+	}
+	number := func(v uint64) string { return fmt.Sprintf("%d.%d.%d", v/1000000, v/1000%1000, v%1000) }
+	return fmt.Sprintf("libvirt %s at %s, QEMU %s", number(own), p.opts.URI, number(emulator)), nil
+}
+
+// checkRights refuses users who cannot have virtual machines.
+func checkRights() error {
+	if os.Geteuid() != 0 {
+		return &sandbox.Error{Code: sandbox.CodeLease, Err: errors.New("virtual machines need root: their links are made in the kernel"), Hint: "run bj as root, or use --sandbox namespace"}
+	}
+	return nil
+}
+
 // Check implements sandbox.Provider: it leases one machine, seals it and runs a
 // command, since nothing less tells whether that works.
 func (p *Provider) Check(ctx context.Context) error {
@@ -135,10 +175,11 @@ func (p *Provider) files(lease string) string { return filepath.Join(p.opts.Stat
 
 // Reap implements sandbox.Provider.
 func (p *Provider) Reap(ctx context.Context) ([]string, error) {
-	if os.Geteuid() == 0 {
-		if err := forgetImages(); err != nil {
-			return nil, err
-		}
+	if os.Geteuid() != 0 {
+		return nil, nil // leases of virtual machines are root's
+	}
+	if err := forgetImages(); err != nil {
+		return nil, err
 	}
 	return hub.Reap(ctx, p.opts.State, func(ctx context.Context, name string, _ hub.Record) error {
 		// What libvirt cannot do, or is not there to do, comes to the same: the
@@ -177,8 +218,8 @@ func destroy(l *govirt.Libvirt, d govirt.Domain) error {
 
 // checkSpec refuses what this provider cannot give.
 func (p *Provider) checkSpec(spec sandbox.Spec) error {
-	if os.Geteuid() != 0 {
-		return &sandbox.Error{Code: sandbox.CodeLease, Err: errors.New("virtual machines need root: their links are made in the kernel"), Hint: "run bj as root, or use --sandbox namespace"}
+	if err := checkRights(); err != nil {
+		return err
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -238,7 +279,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "No space left"):
 		e.Hint = "the disk is full: df -h says which; BJ_CACHE names another folder for images"
 	case strings.Contains(text, "emulator") || strings.Contains(text, "qemu-system"):
-		e.Hint = "apt-get install qemu-system-x86"
+		e.Hint = "apt-get install " + emulatorPackage
 	}
 	return e
 }
@@ -252,7 +293,6 @@ func (e *environment) accelerated(ctx context.Context, probe plan) (bool, error)
 	if p.kvm != nil {
 		return *p.kvm, nil
 	}
-	known := filepath.Join(p.opts.State, "kvm")
 	say := func(works bool) bool {
 		if !works {
 			p.opts.Notice("KVM does not work here (a machine was booted to see): machines are emulated, which is slow")
@@ -260,8 +300,8 @@ func (e *environment) accelerated(ctx context.Context, probe plan) (bool, error)
 		p.kvm = &works
 		return works
 	}
-	if data, err := os.ReadFile(known); err == nil {
-		return say(strings.TrimSpace(string(data)) == "works"), nil
+	if works, known := p.Accelerated(); known {
+		return say(works), nil
 	}
 	works := false
 	if _, err := os.Stat("/dev/kvm"); err == nil {
@@ -277,10 +317,20 @@ func (e *environment) accelerated(ctx context.Context, probe plan) (bool, error)
 	if works {
 		answer = "works\n"
 	}
-	if err := os.WriteFile(known, []byte(answer), 0o644); err != nil {
+	if err := os.WriteFile(p.kvmFile(), []byte(answer), 0o644); err != nil {
 		return false, fmt.Errorf("noting whether KVM works: %w", err)
 	}
 	return say(works), nil
+}
+
+// kvmFile keeps what a probe has found out.
+func (p *Provider) kvmFile() string { return filepath.Join(p.opts.State, "kvm") }
+
+// Accelerated reports whether machines run on KVM; known is false until one was
+// leased on this host since it started.
+func (p *Provider) Accelerated() (works, known bool) {
+	data, err := os.ReadFile(p.kvmFile())
+	return strings.TrimSpace(string(data)) == "works", err == nil
 }
 
 func (e *environment) probe(ctx context.Context, m plan) error {

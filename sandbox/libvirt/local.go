@@ -32,7 +32,7 @@ import (
 const DefaultURI = "qemu:///system"
 
 // connectDeadline bounds the wait for libvirt.
-const connectDeadline = 10 * time.Second
+const connectDeadline = 30 * time.Second
 
 // connect returns a connection to the libvirt of that URI.
 func connect(ctx context.Context, uri string) (*govirt.Libvirt, error) {
@@ -52,6 +52,7 @@ func connect(ctx context.Context, uri string) (*govirt.Libvirt, error) {
 		l, err := govirt.ConnectToURI(u)
 		done <- made{l, err}
 	}()
+	given := ctx
 	ctx, cancel := context.WithTimeout(ctx, connectDeadline)
 	defer cancel()
 	var m made
@@ -63,6 +64,9 @@ func connect(ctx context.Context, uri string) (*govirt.Libvirt, error) {
 				m.l.Disconnect()
 			}
 		}()
+		if given.Err() != nil {
+			return nil, context.Cause(given)
+		}
 		m.err = fmt.Errorf("no answer within %s", connectDeadline)
 	}
 	if m.err == nil {

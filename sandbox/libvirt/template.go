@@ -39,19 +39,16 @@ func (p *Provider) Template(ctx context.Context, m sandbox.MachineSpec) (sandbox
 	if err := p.checkSpec(sandbox.Spec{Machines: []sandbox.MachineSpec{m}}); err != nil {
 		return sandbox.Template{}, err
 	}
-	kvm := "unknown"
-	if data, err := os.ReadFile(filepath.Join(p.opts.State, "kvm")); err == nil {
-		kvm = strings.TrimSpace(string(data))
-	}
-	made, _, err := p.plan(ctx, m)
-	if err != nil {
-		return sandbox.Template{}, err
-	}
+	kvm, known := p.Accelerated()
 	conn, err := connect(ctx, p.opts.URI)
 	if err != nil {
 		return sandbox.Template{}, err
 	}
 	defer conn.Disconnect()
+	made, _, err := p.plan(ctx, m)
+	if err != nil {
+		return sandbox.Template{}, err
+	}
 	own, err := conn.ConnectGetLibVersion()
 	if err != nil {
 		return sandbox.Template{}, fmt.Errorf("asking libvirt its version: %w", err)
@@ -64,12 +61,12 @@ func (p *Provider) Template(ctx context.Context, m sandbox.MachineSpec) (sandbox
 	if err != nil {
 		return sandbox.Template{}, err
 	}
-	origin := digest("template 1", agent, fmt.Sprint(own, emulator), kvm, p.opts.URI)
+	origin := digest("template 1", agent, fmt.Sprint(own, emulator, kvm), p.opts.URI)
 	t := sandbox.Template{
 		Origin: origin, Machine: m,
 		About: fmt.Sprintf("%s, %d MiB, %d CPU", made.boot.About, m.Memory>>20, m.CPUs),
 	}
-	if kvm != "unknown" {
+	if known {
 		t.Key = digest(origin, made.boot.Digest, made.boot.Kernel, made.boot.Initramfs, made.boot.Disk.Path, strings.Join(made.layers, "\n"),
 			fmt.Sprint(made.cpus, made.memory, overhead), machineType)
 	}
