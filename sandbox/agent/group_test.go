@@ -114,3 +114,33 @@ func TestSweep(t *testing.T) {
 		}
 	})
 }
+
+// A shell whose child is killed would end by itself and say so: it is killed
+// before it can look.
+func TestKillShellFirst(t *testing.T) {
+	variants(t, func(t *testing.T, m *machine) {
+		var ps []sandbox.Process
+		for range 40 {
+			tr := newTranscript()
+			p, err := m.Start(testContext(t), sandbox.Command{Script: "echo up; sh -ec 'sleep 1234; :'; :", Unit: "a"}, tr.write)
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "starting", func() bool { return tr.String(sandbox.Stdout) == "up\n" })
+			ps = append(ps, p)
+		}
+		eventually(t, "the children", func() bool { return alive(t, m, "sleep") == "40" })
+		for i, p := range ps {
+			if i < 20 {
+				if err := p.Kill(testContext(t)); err != nil {
+					t.Fatal(err)
+				}
+			} else if _, err := m.KillUnit(testContext(t), "a"); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := p.Wait(testContext(t)); err != nil || e.Signal != "SIGKILL" {
+				t.Errorf("command %d: %+v %v", i, e, err)
+			}
+		}
+	})
+}

@@ -3,7 +3,9 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -81,7 +83,8 @@ func (t *marks) prepare(gr group, _ *syscall.SysProcAttr) (func(), error) {
 // kill kills what it sees until it has twice seen nothing: a process may fork
 // while the list is read, but not once SIGKILL is pending, and its child is on
 // the next list. Twice, because a child may get a lower number than where the
-// reading is.
+// reading is. Low numbers first, which are the parents: a shell that saw its
+// child killed would end by itself, with 137, before its own turn came.
 func (t *marks) kill(groups []group, deadline time.Time) (int, error) {
 	wanted := t.inodes(groups)
 	if len(wanted) == 0 {
@@ -93,7 +96,7 @@ func (t *marks) kill(groups []group, deadline time.Time) (int, error) {
 		if err != nil {
 			return len(seen), err
 		}
-		for pid := range members {
+		for _, pid := range slices.Sorted(maps.Keys(members)) {
 			if err := t.killOne(pid, wanted); err != nil {
 				return len(seen), fmt.Errorf("killing process %d: %w", pid, err)
 			}
