@@ -47,7 +47,7 @@ func blame(f *fleet.Fleet, flow sandbox.Flow) event.Blocked {
 			b.Wider = []string{fmt.Sprintf("allow(%q)", want.URL), fmt.Sprintf("allow(%q)", strings.TrimSuffix(want.URL, want.Path))}
 			return b
 		}
-		b.Wider = widerLiterals(want)
+		b.Wider = widerLiterals(want, flow.Name)
 		return b
 	}
 	s := f.Service(found[0].service)
@@ -70,6 +70,15 @@ func allowLine(s *fleet.Service, pathway string) string {
 		return fmt.Sprintf("allow(%q)", s.Name)
 	}
 	return fmt.Sprintf("allow(%q, %q)", s.Name, pathway)
+}
+
+// listensLine says how a service opens a port of its own machines to itself.
+func listensLine(service string, flow sandbox.Flow) string {
+	port := fmt.Sprint(flow.Destination.Port())
+	if flow.Protocol != "tcp" {
+		port = fmt.Sprintf("%q", port+"/"+flow.Protocol)
+	}
+	return fmt.Sprintf("listens = [%s] of service %s, whose machine it is", port, service)
 }
 
 // wanted returns the endpoint that a blocked attempt was for; false if none can
@@ -120,8 +129,8 @@ func question(flow sandbox.Flow) bool {
 }
 
 // widerLiterals returns endpoints that hold e and more, for somebody who knows
-// that it will not stay at the one.
-func widerLiterals(e fleet.Endpoint) []string {
+// that it will not stay at the one: wherever its name leads, or its neighbours.
+func widerLiterals(e fleet.Endpoint, name string) []string {
 	if !e.Prefix.IsValid() || e.Prefix.Addr().IsLoopback() {
 		return nil
 	}
@@ -141,7 +150,15 @@ func widerLiterals(e fleet.Endpoint) []string {
 	if e.Scheme == "icmp" {
 		return append(out, fmt.Sprintf("allow(%q)", "icmp://"+host))
 	}
+	if n := strings.TrimSuffix(name, "."); n != "" {
+		if named, err := fleet.ParseEndpoint(fmt.Sprintf("%s://%s:%d", e.Scheme, n, e.Ports.First)); err == nil {
+			out = append(out, fmt.Sprintf("allow(%q)", named.URL))
+		}
+	}
 	out = append(out, fmt.Sprintf("allow(%q)", fmt.Sprintf("%s://%s:%d", e.Scheme, host, e.Ports.First)))
+	if len(out) > 1 {
+		return out
+	}
 	return append(out, fmt.Sprintf("allow(%q)", fmt.Sprintf("%s://%s", e.Scheme, netip.AddrPortFrom(e.Prefix.Addr(), 1).String()+"-65535")))
 }
 

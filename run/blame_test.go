@@ -2,7 +2,9 @@ package run
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
+	"time"
 
 	"bj/fleet"
 	"bj/sandbox"
@@ -67,5 +69,73 @@ func TestOwnersOfATie(t *testing.T) {
 	}
 	if got := owners(f, *endpoint(t, "tcp://10.0.0.0/23:1")); len(got) != 0 {
 		t.Errorf("owners of more: %v", got)
+	}
+}
+
+// TestLikeliest holds which of several attempts a failure is blamed on.
+func TestLikeliest(t *testing.T) {
+	start := time.Now()
+	s := &site{plan: &Plan{fleet: &fleet.Fleet{Services: []*fleet.Service{service("web", "default", "tcp://10.0.0.5:80"), service("metrics", "default", "tcp://10.0.0.6:80")}}}}
+	// port first last [running] [idle] [unit=u] [on=m] [to=address] [udp]
+	flow := func(text string) sandbox.Flow {
+		words := strings.Fields(text)
+		at := func(i int) time.Time {
+			d, err := time.ParseDuration(words[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return start.Add(d)
+		}
+		x := sandbox.Flow{Machine: "m", Protocol: "tcp", Origin: &sandbox.Origin{Exe: words[0], Unit: "work"}, First: at(1), Last: at(2)}
+		to := "192.0.2.1:80"
+		for _, w := range words[3:] {
+			switch key, value, _ := strings.Cut(w, "="); key {
+			case "running":
+				x.Running = true
+			case "idle":
+				x.Idle = true
+			case "unit":
+				x.Origin.Unit = value
+			case "on":
+				x.Machine = value
+			case "to":
+				to = value
+			case "udp":
+				x.Protocol = key
+			}
+		}
+		x.Destination = netip.MustParseAddrPort(to)
+		return x
+	}
+	ended := failure{kind: kindStep, unit: "work", machine: "m", since: start, ended: true}
+	killed := failure{kind: kindStep, unit: "work", machine: "m", since: start}
+	for _, c := range []struct {
+		name  string
+		f     failure
+		flows []string
+		want  string
+	}{
+		{"the last after those that were tolerated", ended, []string{"noise 1s 2s to=10.0.0.6:80", "dep 3s 4s"}, "dep"},
+		{"what runs on beside it", ended, []string{"noise 1s 9s running", "dep 3s 4s"}, "dep"},
+		{"what runs on beside it and began later", ended, []string{"dep 1s 7s", "noise 2s 9s running"}, "dep"},
+		{"a worker that the step left, after something tolerated", ended, []string{"noise 1s 2s", "dep 3s 9s running"}, "dep"},
+		{"another thread's of the same process", ended, []string{"noise 1s 9s", "dep 2s 5s"}, "dep"},
+		{"that of a service, of many at once", ended, []string{"one 1s 9s", "dep 1.1s 9s to=10.0.0.5:80", "two 1.2s 1.2s", "three 1s 9s udp"}, "dep"},
+		{"that of a service, of two that go on", ended, []string{"dep 1s 9s to=10.0.0.5:80", "noise 1.2s 9s"}, "dep"},
+		{"datagrams that nobody waits for", ended, []string{"dep 1s 9s", "noise 1.2s 9s udp"}, "dep"},
+		{"of the command, not of a daemon", ended, []string{"dep 1s 4s", "noise 2s 9s unit=telemetry to=10.0.0.6:80 running"}, "dep"},
+		{"of the machine on which it failed", ended, []string{"dep 1s 4s", "noise 2s 9s on=other"}, "dep"},
+		{"where somebody listens", ended, []string{"six 1s 4s to=[::1]:80 idle", "dep 1.2s 4s to=127.0.0.1:80", "last 1.3s 4s to=127.0.0.2:80 idle"}, "dep"},
+		{"a daemon that goes on, killed by its limit", killed, []string{"noise 1s 1s", "dep 2s 9s running"}, "dep"},
+		{"since the failure began", ended, []string{"noise -9s -8s to=10.0.0.6:80", "dep 1s 2s unit=other"}, "dep"},
+		{"two daemons, of which one wants a service", killed, []string{"noise 1s 9s unit=a running", "dep 2s 9s unit=b running to=10.0.0.5:80"}, "dep"},
+	} {
+		var flows []sandbox.Flow
+		for _, text := range c.flows {
+			flows = append(flows, flow(text))
+		}
+		if got := s.likeliest(flows, &c.f)[0].Origin.Exe; got != c.want {
+			t.Errorf("%s: it is %s, not %s", c.name, got, c.want)
+		}
 	}
 }

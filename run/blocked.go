@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"bj/run/event"
 	"bj/sandbox"
@@ -76,6 +77,11 @@ func (l *blockedLog) fresh(flows []sandbox.Flow, unseenOnly bool) []sandbox.Flow
 // it would close a cycle.
 func (s *site) blame(f sandbox.Flow) event.Blocked {
 	b := blame(s.plan.fleet, f)
+	if b.Service == nil && s.within(f.Destination.Addr()) {
+		if b.Wider = nil; !f.Idle && (f.Protocol == "tcp" || f.Protocol == "udp") {
+			b.Wider = []string{listensLine(s.plan.Recipe.Service, f)}
+		}
+	}
 	if b.Service == nil || s.plan.recovery == nil {
 		return b
 	}
@@ -83,6 +89,12 @@ func (s *site) blame(f sandbox.Flow) event.Blocked {
 		b.ClosesCycle = g.Closes(s.plan.Label(), *b.Service, b.Pathway)
 	}
 	return b
+}
+
+// within reports whether an address is one of the recipe's own machines.
+func (s *site) within(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsLoopback() || slices.ContainsFunc(s.plan.Machines, func(m sandbox.MachineSpec) bool { return m.V4 == a || m.V6 == a })
 }
 
 // attempts asks for all blocked attempts so far.
@@ -181,12 +193,8 @@ func (s *site) pollBlocked(ctx context.Context, title string) (stop func()) {
 // once, the most likely first. What was tried before the failure began comes
 // after all else: a daemon may have given up by then.
 func (s *site) suspects(flows []sandbox.Flow, f *failure) (during, before []event.Blocked) {
-	flows = slices.Clone(flows)
-	slices.SortStableFunc(flows, func(a, b sandbox.Flow) int {
-		return cmp.Or(-cmp.Compare(bit(!a.Last.Before(f.since)), bit(!b.Last.Before(f.since))), s.likelier(a, b, f))
-	})
 	index := map[attemptKey]*event.Blocked{}
-	for _, x := range flows {
+	for _, x := range s.likeliest(flows, f) {
 		k := keyOf(x)
 		k.machine = ""
 		if old := index[k]; old != nil {
@@ -208,26 +216,63 @@ func (s *site) suspects(flows []sandbox.Flow, f *failure) (during, before []even
 	return during, before
 }
 
-// likelier compares how likely two attempts have caused a failure: one that a
-// condition can allow, of the command that failed, on its machine; then the one
-// that was tried last, since programs end with what they could not have.
-func (s *site) likelier(a, b sandbox.Flow, f *failure) int {
-	allowable := func(x sandbox.Flow) int { _, ok := wanted(x); return bit(ok) }
-	own := func(x sandbox.Flow) int {
+// A suspicion is how likely an attempt has caused a failure. It is compared
+// field by field, and more is likelier.
+type suspicion struct {
+	// near is what was tried since that began, if a condition can allow it and
+	// somebody would have answered; by the command that failed, on its machine.
+	near [5]int
+	// late is what was still being tried when the last of those near began: a
+	// program ends with what it could not have, and goes on after what it can do
+	// without.
+	late int
+	// Of those that were tried at the same time: if the command ended by itself,
+	// not of one that it left running; at a declared service; of a kind that waits
+	// for an answer; begun last.
+	among [3]int
+	first time.Time
+}
+
+func (a *suspicion) compare(b *suspicion) int {
+	return cmp.Or(slices.Compare(a.near[:], b.near[:]), cmp.Compare(a.late, b.late), slices.Compare(a.among[:], b.among[:]), a.first.Compare(b.first))
+}
+
+// likeliest sorts attempts by how likely they have caused f, the likeliest first.
+func (s *site) likeliest(flows []sandbox.Flow, f *failure) []sandbox.Flow {
+	type suspect struct {
+		sandbox.Flow
+		suspicion
+	}
+	all := make([]suspect, len(flows))
+	last := map[[5]int]time.Time{} // when the last of those that are equally near began
+	for i, x := range flows {
+		want, ok := wanted(x)
+		own := 0
 		switch {
 		case x.Origin == nil || f.unit == "":
-			return 1
+			own = 1
 		case x.Origin.Unit == f.unit:
-			return 2
+			own = 2
 		}
-		return 0
+		waits := x.Protocol != "udp" && x.Protocol != "icmp" && x.Protocol != "icmpv6"
+		all[i] = suspect{x, suspicion{
+			near:  [5]int{bit(!x.Last.Before(f.since)), bit(ok), bit(!x.Idle), own, bit(x.Machine == f.machine)},
+			among: [3]int{bit(!(x.Running && f.ended && own == 2)), bit(ok && len(owners(s.plan.fleet, want)) > 0), bit(waits)},
+			first: x.First,
+		}}
+		if near := all[i].near; x.First.After(last[near]) {
+			last[near] = x.First
+		}
 	}
-	return cmp.Or(
-		-cmp.Compare(allowable(a), allowable(b)),
-		-cmp.Compare(own(a), own(b)),
-		-cmp.Compare(bit(a.Machine == f.machine), bit(b.Machine == f.machine)),
-		-a.Last.Compare(b.Last),
-	)
+	for i := range all {
+		all[i].late = bit(!all[i].Last.Before(last[all[i].near]))
+	}
+	slices.SortStableFunc(all, func(a, b suspect) int { return b.compare(&a.suspicion) })
+	sorted := make([]sandbox.Flow, len(all))
+	for i, x := range all {
+		sorted[i] = x.Flow
+	}
+	return sorted
 }
 
 func bit(b bool) int {

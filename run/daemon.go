@@ -191,7 +191,7 @@ func (d *daemon) died(exit sandbox.Exit) (again, excused bool) {
 	if excused || d.m.crashed.Load() != nil {
 		return false, true
 	}
-	f := &failure{kind: kindDaemon, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start,
+	f := &failure{kind: kindDaemon, title: d.step.Title, machine: d.m.Name(), unit: d.step.Unit, script: d.cmd.Script, output: d.out.end(), since: d.start, ended: true,
 		message: fmt.Sprintf("the daemon %q %s on %s, %s after it was started; it must keep running",
 			d.step.Title, exitText(exit, d.site.memory(d.m.Name())), d.m.Name(), time.Since(d.start).Round(time.Millisecond))}
 	if exit.Code == 0 {

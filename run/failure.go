@@ -44,6 +44,7 @@ type failure struct {
 	output  string // the end of what it printed, masked
 	hint    string
 	since   time.Time // when what failed began
+	ended   bool      // its command ended by itself
 	// blocked are attempts that were blocked while it ran.
 	blocked []event.Blocked
 	earlier []event.Blocked // those from before, which may have mattered

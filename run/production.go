@@ -70,6 +70,11 @@ func (x *execution) probe() *failure {
 	}
 	x.voice.emit(event.Event{Event: event.Note, Text: text})
 
+	for _, c := range p.Contacts {
+		if f := x.pingable(c); f != nil {
+			return f
+		}
+	}
 	failures := make([]*failure, len(p.Contacts))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 32)
@@ -93,6 +98,27 @@ func (x *execution) probe() *failure {
 		}
 	}
 	return nil
+}
+
+// pingable finds out whether this host lets bj carry echo requests, if c needs
+// that. It sends none.
+func (x *execution) pingable(c Contact) *failure {
+	if c.Endpoint.Scheme != "icmp" || !c.Endpoint.Prefix.IsValid() {
+		return nil
+	}
+	ctx, cancel := within(x.group, probeLimit)
+	defer cancel()
+	conn, err := x.Dial(ctx, "icmp", netip.AddrPortFrom(c.Endpoint.Prefix.Addr(), 0))
+	if err == nil {
+		conn.Close()
+	}
+	if !errors.Is(err, syscall.EACCES) {
+		return nil
+	}
+	condition := x.plan.Recipe.Conditions[c.Condition]
+	return &failure{code: codeLimits,
+		message: fmt.Sprintf("this host cannot carry what the condition %s (%s) allows: %v", condition.Text, condition.Pos, err),
+		hint:    "sysctl -w net.ipv4.ping_group_range='0 2147483647'"}
 }
 
 // probeOne connects to an endpoint once.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -283,6 +284,23 @@ func TestConditionNotMet(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whether the host lets bj ping is known before the first step, not when nobody
+// answers.
+func TestNoPingSockets(t *testing.T) {
+	trial(t, func(l *lab) {
+		l.fleet.Services = append([]*fleet.Service{service("ping", "default", "icmp://10.0.0.1")}, l.fleet.Services...)
+		l.options.Dial = func(_ context.Context, network string, _ netip.AddrPort) (net.Conn, error) {
+			return nil, fmt.Errorf("opening a %s socket: %w", network, syscall.EACCES)
+		}
+		r := recipe()
+		r.Conditions = []fleet.Condition{allow("ping", "default")}
+		l.want(r, "error limits", `this host cannot carry what the condition allow("ping") (`)
+		if len(l.provider.leases) > 0 {
+			t.Error("machines were leased all the same")
+		}
+	})
 }
 
 // fakeStager makes a file for each tool, and fails for the tool "bad".

@@ -73,7 +73,7 @@ func (s *site) attempt(ctx context.Context, st *fleet.Step, m *machine, script s
 	s.voice.emit(finished)
 
 	failed := func(format string, args ...any) *failure {
-		return &failure{kind: kindStep, title: st.Title, machine: m.Name(), unit: st.Unit, script: script, output: out.end(), since: start,
+		return &failure{kind: kindStep, title: st.Title, machine: m.Name(), unit: st.Unit, script: script, output: out.end(), since: start, ended: err == nil,
 			message: fmt.Sprintf("step %q failed on %s: ", st.Title, m.Name()) + fmt.Sprintf(format, args...)}
 	}
 	switch {

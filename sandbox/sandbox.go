@@ -295,6 +295,8 @@ type Flow struct {
 	Path        string         // of a Unix socket that was not there, for "unix"; of a request, for "http" and "https"
 	Method      string         // of a request
 	Origin      *Origin        // nil if not known
+	Running     bool           // its process had not ended when this was asked for
+	Idle        bool           // it was for a machine of the environment where nobody listens for it
 	Count       int64
 	First, Last time.Time
 }

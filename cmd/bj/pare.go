@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,6 +69,7 @@ type parer struct {
 	flags      *pareFlags
 	conditions []fleet.Condition // candidates
 	star       *fleet.Condition  // allow("*"), which is left out; nil if there is none
+	sources    map[string][]byte // the files that hold conditions, as the search found them
 	state      pareState
 	path       string
 	start      time.Time
@@ -102,14 +104,7 @@ func (f *pareFlags) run(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	defer w.done()
-	p := &parer{workbench: w, e: e, flags: f, start: time.Now(), live: e.live(e.stderr)}
-	for i := range w.recipe.Conditions {
-		if c := &w.recipe.Conditions[i]; c.Service == "*" {
-			p.star = c
-		} else {
-			p.conditions = append(p.conditions, *c)
-		}
-	}
+	p := newParer(w, e, f)
 	if len(w.recipe.Conditions) == 0 {
 		fmt.Fprintf(e.stdout, "%s has no condition\n", w.recipe.Label)
 		return nil
@@ -140,6 +135,22 @@ func (f *pareFlags) run(ctx context.Context, e *env, args []string) error {
 		}
 	}
 	return nil
+}
+
+func newParer(w *workbench, e *env, f *pareFlags) *parer {
+	p := &parer{workbench: w, e: e, flags: f, sources: map[string][]byte{}, start: time.Now(), live: e.live(e.stderr)}
+	for i := range w.recipe.Conditions {
+		c := &w.recipe.Conditions[i]
+		if c.Service == "*" {
+			p.star = c
+		} else {
+			p.conditions = append(p.conditions, *c)
+		}
+		if src, err := os.ReadFile(w.workspace.Path(c.Pos.File)); err == nil { // else it is of the library inside bj
+			p.sources[c.Pos.File] = src
+		}
+	}
+	return p
 }
 
 // resume reads what an interrupted search has tried, if it was of this recipe as
@@ -341,16 +352,21 @@ func (p *parer) report(r *pare.Result) error {
 	return p.change(r)
 }
 
-// change edits the files that hold the conditions, or prints how it would.
+// change edits the files that hold the conditions, or prints how it would. What
+// it cannot change without touching more than that is for a person to do.
 func (p *parer) change(r *pare.Result) error {
 	edits := map[string][]lang.CallEdit{}
-	var by []string // what a person has to do
+	texts := map[diag.Pos]string{} // what each edit is about
+	var by []string                // what a person has to do
 	add := func(c *fleet.Condition, with []string) {
-		if others := p.sharing(c); len(others) > 0 {
-			by = append(by, fmt.Sprintf("%s: %s is shared with %s", c.Pos, c.Text, strings.Join(others, ", ")))
+		if why := p.bound(c, r); why != "" {
+			by = append(by, fmt.Sprintf("%s: %s %s", c.Pos, change(c.Text, with), why))
 			return
 		}
-		edits[c.Pos.File] = append(edits[c.Pos.File], lang.CallEdit{Pos: c.Pos, With: with})
+		if _, ok := texts[c.Pos]; !ok {
+			edits[c.Pos.File] = append(edits[c.Pos.File], lang.CallEdit{Pos: c.Pos, With: with})
+		}
+		texts[c.Pos] = change(c.Text, with)
 	}
 	for _, i := range r.Removed {
 		if p.star == nil || p.conditions[i].Pos != p.star.Pos {
@@ -365,24 +381,25 @@ func (p *parer) change(r *pare.Result) error {
 			}
 		}
 		add(p.star, with)
+		for i := range p.recipe.Conditions { // it may have been said twice
+			if c := &p.recipe.Conditions[i]; c.Service == "*" && c.Pos != p.star.Pos {
+				add(c, nil)
+			}
+		}
 	}
-	files := make([]string, 0, len(edits))
-	for file := range edits {
-		files = append(files, file)
-	}
-	slices.Sort(files)
-	for _, file := range files {
-		path := p.workspace.Path(file)
-		src, err := os.ReadFile(path)
-		if err != nil {
+	for _, file := range slices.Sorted(maps.Keys(edits)) {
+		path, src := p.workspace.Path(file), p.sources[file]
+		if now, err := os.ReadFile(path); err != nil {
 			return fmt.Errorf("reading the recipe: %w", err)
+		} else if !bytes.Equal(now, src) {
+			return &failure{code: exitError, err: fmt.Errorf("%s has changed since the search began, so it is left as it is", file), hint: "bj pare " + p.recipe.Label + " again: what was tried is kept as long as the recipe means the same"}
 		}
 		after, missed, err := lang.EditCalls(file, src, edits[file])
 		if err != nil {
 			return err
 		}
 		for _, pos := range missed {
-			by = append(by, fmt.Sprintf("%s: it is no element of a list", diag.Pos{File: file, Line: pos.Line, Col: pos.Col}))
+			by = append(by, fmt.Sprintf("%s: %s is not an element of a list as it is written", pos, texts[pos]))
 		}
 		if bytes.Equal(src, after) {
 			continue
@@ -404,13 +421,34 @@ func (p *parer) change(r *pare.Result) error {
 	return nil
 }
 
-// sharing returns the other recipes that a condition's place belongs to, as it
-// does in a macro or a common list.
-func (p *parer) sharing(c *fleet.Condition) (labels []string) {
-	for _, r := range p.fleet.Recipes {
-		if r.Label != p.recipe.Label && slices.ContainsFunc(r.Conditions, func(d fleet.Condition) bool { return d.Pos == c.Pos }) {
-			labels = append(labels, r.Label)
+// change says what is to be done with a condition.
+func change(text string, with []string) string {
+	if len(with) == 0 {
+		return "remove " + text + ", which"
+	}
+	return "replace " + text + " by " + strings.Join(with, ", ") + ": it"
+}
+
+// bound says why the place of a condition cannot be changed for it alone: other
+// recipes have it too, as in a common list, or this one has others from there,
+// as from a macro, that are kept.
+func (p *parer) bound(c *fleet.Condition, r *pare.Result) string {
+	if _, ok := p.sources[c.Pos.File]; !ok {
+		return "is not in a file of this workspace"
+	}
+	var labels []string
+	for _, x := range p.fleet.Recipes {
+		if x.Label != p.recipe.Label && slices.ContainsFunc(x.Conditions, func(d fleet.Condition) bool { return d.Pos == c.Pos }) {
+			labels = append(labels, x.Label)
 		}
 	}
-	return labels
+	if len(labels) > 0 {
+		return "is shared with " + strings.Join(labels, ", ")
+	}
+	for _, k := range r.Kept {
+		if d := &p.conditions[k.Index]; d.Pos == c.Pos && c != p.star {
+			return "is made by the same line as " + d.Text + ", which is kept"
+		}
+	}
+	return ""
 }

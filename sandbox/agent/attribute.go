@@ -58,11 +58,33 @@ func Attribute(machine string, flows []sandbox.Flow, tried []Attempt) []sandbox.
 	for _, a := range tried {
 		if a.Protocol == "unix" {
 			o := a.Origin
-			out = append(out, sandbox.Flow{Machine: machine, Protocol: a.Protocol, Path: a.Path, Origin: &o, Count: a.Count, First: a.First, Last: a.Last})
+			out = append(out, sandbox.Flow{Machine: machine, Protocol: a.Protocol, Path: a.Path, Origin: &o, Running: a.Running, Count: a.Count, First: a.First, Last: a.Last})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b sandbox.Flow) int { return a.First.Compare(b.First) })
 	return out
+}
+
+// Idle marks flows to a machine of the environment where nobody listens for
+// them: opening that would help nobody. Addresses are each machine's, and heard
+// what its agent said, nil if it said nothing.
+func Idle(flows []sandbox.Flow, names []string, addresses [][]netip.Addr, heard []*Tried) {
+	for i := range flows {
+		f := &flows[i]
+		to := plain(f.Destination)
+		if f.Protocol != "tcp" && f.Protocol != "udp" {
+			continue
+		}
+		for j, name := range names {
+			there := name == f.Machine
+			if !to.Addr().IsLoopback() {
+				there = slices.Contains(addresses[j], to.Addr())
+			}
+			if there && heard[j] != nil {
+				f.Idle = !slices.ContainsFunc(heard[j].Listening, func(l Listener) bool { return l.Takes(f.Protocol, to) })
+			}
+		}
+	}
 }
 
 // plain is an address without zone, IPv4 as such.
@@ -78,7 +100,7 @@ func split(f sandbox.Flow, by []Attempt) []sandbox.Flow {
 	}
 	if len(by) == 1 {
 		o := by[0].Origin
-		f.Origin = &o
+		f.Origin, f.Running = &o, by[0].Running
 		return []sandbox.Flow{f}
 	}
 	slices.SortStableFunc(by, func(a, b Attempt) int { return cmp.Compare(b.Count, a.Count) })
@@ -91,7 +113,7 @@ func split(f sandbox.Flow, by []Attempt) []sandbox.Flow {
 	for i, a := range by {
 		o := a.Origin
 		g := f
-		g.Origin = &o
+		g.Origin, g.Running = &o, a.Running
 		g.Count = max(1, min(f.Count*a.Count/all, left))
 		left -= g.Count
 		if a.First.After(g.First) {

@@ -221,13 +221,16 @@ func (c *Client) outcomes(ctx context.Context, k kind, m any) ([]Outcome, error)
 }
 
 // Tried returns what commands have tried to reach so far, in order of first
-// sight: see Attribute.
-func (c *Client) Tried(ctx context.Context) ([]Attempt, error) {
+// sight, and what listens now: see Attribute.
+func (c *Client) Tried(ctx context.Context) (Tried, error) {
 	r, err := c.call(ctx, kindTried, nil, nil)
 	if err != nil {
-		return nil, fmt.Errorf("asking what was tried: %w", err)
+		return Tried{}, fmt.Errorf("asking what was tried: %w", err)
 	}
-	return r.Attempts, nil
+	if r.Tried == nil {
+		return Tried{}, fmt.Errorf("asking what was tried: %w: no answer", errFrame)
+	}
+	return *r.Tried, nil
 }
 
 // request reserves an id, under the lock in which register is called.

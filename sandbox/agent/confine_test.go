@@ -150,7 +150,11 @@ func TestCompat(t *testing.T) {
 		t.Skip("one table of calls")
 	}
 	m := newMachine(t, false)
-	if _, _, e := m.run(t, m.helper(t, "compat")); e.Code != int(unix.ENOSYS) {
+	_, errs, e := m.run(t, m.helper(t, "compat"))
+	if strings.Contains(errs, "signal SIGSEGV") {
+		t.Skip("this kernel has no calls for 32-bit programs: int 0x80 is a fault")
+	}
+	if e.Code != int(unix.ENOSYS) {
 		t.Errorf("%+v, want the error ENOSYS", e)
 	}
 }

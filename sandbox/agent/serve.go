@@ -233,7 +233,7 @@ func (g *guest) request(f frame) error {
 		}
 		g.input(f.id, m)
 	case kindTried:
-		return g.out.send(kindReply, f.id, reply{Attempts: g.watcher.list()})
+		return g.out.send(kindReply, f.id, reply{Tried: &Tried{Attempts: g.watcher.list(), Listening: g.watcher.listening()}})
 	case kindProbed:
 		return g.out.send(kindReply, f.id, reply{Outcomes: g.probed()})
 	default:

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,8 +48,18 @@ type Attempt struct {
 	Origin      sandbox.Origin
 	Count       int64
 	First, Last time.Time
+	// Running says that its process, or the last of like ones, had not ended when
+	// this was asked for.
+	Running bool
 
-	socket int // a copy of the socket, whose port is not known yet; 0 if there is none
+	born   string // when its process started, by which its number is known to be still its
+	socket int    // a copy of the socket, whose port is not known yet; 0 if there is none
+}
+
+// Tried is what the programs of a machine have done: see Client.Tried.
+type Tried struct {
+	Attempts  []Attempt  `json:",omitempty"`
+	Listening []Listener `json:",omitempty"`
 }
 
 // portNames is where names are asked for, and maxPorts how many ports are kept of
@@ -289,8 +298,9 @@ func (w *watcher) look(n *notification) []Attempt {
 	}
 	if len(found) > 0 {
 		o := w.origin(pid)
+		born := w.born(pid)
 		for i := range found {
-			found[i].Origin = o
+			found[i].Origin, found[i].born = o, born
 		}
 	}
 	if n.nr != unix.SYS_CONNECT {
@@ -372,117 +382,6 @@ func readHeader(pid int, address uint64) []byte {
 	return readName(pid, binary.NativeEndian.Uint64(h[:]), uint64(binary.NativeEndian.Uint32(h[8:])))
 }
 
-// destination makes an attempt of a socket and a socket address. It is false for
-// what reaches nobody, and for Unix sockets that are there.
-func (w *watcher) destination(pid, fd int, name []byte) (Attempt, bool) {
-	var to netip.AddrPort
-	switch binary.NativeEndian.Uint16(name) {
-	case unix.AF_INET:
-		if len(name) < 8 {
-			return Attempt{}, false
-		}
-		to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(name[4:8])), binary.BigEndian.Uint16(name[2:]))
-	case unix.AF_INET6:
-		if len(name) < 24 {
-			return Attempt{}, false
-		}
-		to = netip.AddrPortFrom(netip.AddrFrom16([16]byte(name[8:24])).Unmap(), binary.BigEndian.Uint16(name[2:]))
-	case unix.AF_UNIX:
-		p := string(name[2:])
-		if p == "" {
-			return Attempt{}, false
-		}
-		if p[0] == 0 {
-			return Attempt{Protocol: "unix", Path: "@" + p[1:]}, !w.listed("@"+p[1:], pid)
-		}
-		p, _, _ = strings.Cut(p, "\x00")
-		return Attempt{Protocol: "unix", Path: w.absolute(p, pid)}, !w.exists(p, pid)
-	default:
-		return Attempt{}, false
-	}
-	if a := to.Addr(); a.IsUnspecified() { // which the kernel takes for loopback
-		loopback := netip.IPv6Loopback()
-		if a.Is4() {
-			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		}
-		to = netip.AddrPortFrom(loopback, to.Port())
-	}
-	own, err := socketOf(pid, fd)
-	if err != nil {
-		return Attempt{}, false
-	}
-	protocol := protocolOf(own, to.Addr())
-	if protocol != "tcp" && protocol != "udp" {
-		to = netip.AddrPortFrom(to.Addr(), 0)
-	}
-	a := Attempt{Protocol: protocol, To: to}
-	if protocol == "udp" && to.Port() == portNames {
-		a.socket = own
-	} else {
-		unix.Close(own)
-	}
-	return a, protocol != ""
-}
-
-// bound notes which port the kernel has given to the socket, now that the call
-// goes on.
-func (a *Attempt) bound() {
-	if a.socket == 0 {
-		return
-	}
-	defer unix.Close(a.socket)
-	for range 50 {
-		if sa, err := unix.Getsockname(a.socket); err == nil {
-			port := 0
-			switch sa := sa.(type) {
-			case *unix.SockaddrInet4:
-				port = sa.Port
-			case *unix.SockaddrInet6:
-				port = sa.Port
-			}
-			if port != 0 {
-				a.Ports = []uint16{uint16(port)}
-				return
-			}
-		}
-		time.Sleep(200 * time.Microsecond)
-	}
-}
-
-// socketOf returns a copy of a process's descriptor.
-func socketOf(pid, fd int) (int, error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(pidfd)
-	return unix.PidfdGetfd(pidfd, fd, 0)
-}
-
-// protocolOf returns the protocol of a socket, as a Flow names it.
-func protocolOf(own int, to netip.Addr) string {
-	number, err := unix.GetsockoptInt(own, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return ""
-	}
-	switch number {
-	case unix.IPPROTO_TCP, unix.IPPROTO_MPTCP:
-		return "tcp"
-	case unix.IPPROTO_UDP:
-		return "udp"
-	case unix.IPPROTO_ICMP:
-		return "icmp"
-	case unix.IPPROTO_ICMPV6:
-		return "icmpv6"
-	case unix.IPPROTO_RAW:
-		if to.Is6() {
-			return "icmpv6" // what is sent is in the packet; most often it is an echo
-		}
-		return "icmp"
-	}
-	return "ip/" + strconv.Itoa(number)
-}
-
 // leader returns the process of a thread.
 func (w *watcher) leader(tid int) int {
 	for line := range bytes.Lines(w.readProc(tid, "status")) {
@@ -550,14 +449,27 @@ func (w *watcher) describe(pid int) string {
 
 // parent returns the parent's pid, 0 if there is none.
 func (w *watcher) parent(pid int) int {
+	if f := w.stat(pid); len(f) > 1 {
+		n, _ := strconv.Atoi(string(f[1]))
+		return n
+	}
+	return 0
+}
+
+// born returns when a process started, in words of the kernel's; empty if it has
+// ended.
+func (w *watcher) born(pid int) string {
+	if f := w.stat(pid); len(f) > 19 && f[0][0] != 'Z' && f[0][0] != 'X' {
+		return string(f[19])
+	}
+	return ""
+}
+
+// stat returns what is known of a process from its state on.
+func (w *watcher) stat(pid int) [][]byte {
 	b := w.readProc(pid, "stat")
 	// pid (comm) state ppid; comm may hold anything.
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 2 {
-		return 0
-	}
-	n, _ := strconv.Atoi(string(fields[1]))
-	return n
+	return bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
 }
 
 // maxProc bounds what is read of a file below /proc.
@@ -573,40 +485,6 @@ func (w *watcher) readProc(pid int, name string) []byte {
 	return b
 }
 
-// absolute is a path as the process means it.
-func (w *watcher) absolute(p string, pid int) string {
-	if path.IsAbs(p) {
-		return path.Clean(p)
-	}
-	var b [unix.PathMax]byte
-	n, err := unix.Readlinkat(int(w.proc.Fd()), strconv.Itoa(pid)+"/cwd", b[:])
-	if err != nil {
-		return p
-	}
-	return path.Join(string(b[:n]), p)
-}
-
-// exists reports whether a process finds a path.
-func (w *watcher) exists(p string, pid int) bool {
-	from := "/cwd/"
-	if path.IsAbs(p) {
-		from = "/root/"
-	}
-	var st unix.Stat_t
-	err := unix.Fstatat(int(w.proc.Fd()), strconv.Itoa(pid)+from+p, &st, 0)
-	return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR)
-}
-
-// listed reports whether somebody listens on an abstract name.
-func (w *watcher) listed(name string, pid int) bool {
-	for line := range bytes.Lines(w.readProc(pid, "net/unix")) {
-		if f := bytes.Fields(line); len(f) == 8 && string(f[7]) == name {
-			return true
-		}
-	}
-	return false
-}
-
 // add counts attempts.
 func (w *watcher) add(found []Attempt) {
 	now := time.Now()
@@ -617,7 +495,7 @@ func (w *watcher) add(found []Attempt) {
 		if old := w.seen[k]; old != nil {
 			old.Count++
 			old.Last = now
-			old.Origin = a.Origin // the last one is most likely to live still
+			old.Origin, old.born = a.Origin, a.born // the last one is most likely to live still
 			old.Ports = append(old.Ports, a.Ports...)
 			old.Ports = old.Ports[max(0, len(old.Ports)-maxPorts):]
 			continue
@@ -648,12 +526,15 @@ func (w *watcher) forgetOldest() {
 // list returns all attempts, in order of first sight.
 func (w *watcher) list() []Attempt {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	out := make([]Attempt, 0, len(w.seen))
 	for _, a := range w.seen {
 		b := *a
 		b.Ports = slices.Clone(a.Ports)
 		out = append(out, b)
+	}
+	w.mu.Unlock()
+	for i := range out {
+		out[i].Running = out[i].born != "" && w.born(out[i].Origin.PID) == out[i].born
 	}
 	slices.SortFunc(out, func(a, b Attempt) int { return a.First.Compare(b.First) })
 	return out

@@ -89,7 +89,7 @@ func TestTried(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, a := range tried {
+		for _, a := range tried.Attempts {
 			if a.Protocol == "unix" {
 				got = append(got, "unix "+a.Path)
 			} else {
@@ -182,5 +182,52 @@ func TestAttribute(t *testing.T) {
 	got := Attribute("m", nil, []Attempt{{Protocol: "unix", Path: "/run/x.sock", Origin: sandbox.Origin{Exe: "a"}, Count: 2, First: at(1), Last: at(2)}})
 	if len(got) != 1 || got[0].Path != "/run/x.sock" || got[0].Count != 2 || got[0].Origin == nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// What listens is read from the kernel's own list, on a machine whose bytes run
+// from low to high.
+func TestListening(t *testing.T) {
+	for line, want := range map[string]string{
+		"   0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1": "tcp 127.0.0.1:9000",
+		"   0: 0100007F:2328 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 1": "",
+		"   1: 00000000000000000000000001000000:2329 00000000000000000000000000000000:0000 0A 0:0":     "tcp [::1]:9001",
+		"   2: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0:0":     "tcp [::]:80",
+		"  sl  local_address rem_address   st tx_queue rx_queue":                                       "",
+		"   1: zz:0050 0:0 0A": "",
+	} {
+		got := ""
+		if l, ok := parseListener("tcp", []byte(line)); ok {
+			got = l.Protocol + " " + l.At.String()
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+	at := netip.MustParseAddrPort
+	for _, c := range []struct {
+		listens, to string
+		want        bool
+	}{
+		{"127.0.0.1:80", "127.0.0.1:80", true}, {"127.0.0.1:80", "[::1]:80", false}, {"127.0.0.1:80", "127.0.0.1:81", false},
+		{"0.0.0.0:80", "127.0.0.1:80", true}, {"0.0.0.0:80", "[::1]:80", false}, {"[::]:80", "[::1]:80", true}, {"[::]:80", "127.0.0.1:80", true},
+	} {
+		l := Listener{Protocol: "tcp", At: at(c.listens)}
+		if l.Takes("tcp", at(c.to)) != c.want || l.Takes("udp", at(c.to)) {
+			t.Errorf("%s takes %s: %t", c.listens, c.to, !c.want)
+		}
+		// The same on the machine itself, on another one, and somewhere else.
+		own, other := netip.MustParseAddr("198.18.0.10"), netip.MustParseAddr("198.18.0.11")
+		flows := []sandbox.Flow{
+			{Machine: "a", Protocol: "tcp", Destination: at(c.to)},
+			{Machine: "b", Protocol: "tcp", Destination: netip.AddrPortFrom(own, at(c.to).Port())},
+			{Machine: "b", Protocol: "tcp", Destination: netip.AddrPortFrom(other, at(c.to).Port())},
+			{Machine: "b", Protocol: "tcp", Destination: at("192.0.2.1:80")},
+		}
+		Idle(flows, []string{"a", "b"}, [][]netip.Addr{{own}, {other}}, []*Tried{{Listening: []Listener{l}}, nil})
+		anywhere := l.At.Addr().IsUnspecified() && l.At.Port() == at(c.to).Port()
+		if flows[0].Idle == c.want || flows[1].Idle == anywhere || flows[2].Idle || flows[3].Idle {
+			t.Errorf("%s, %s: %t %t %t %t", c.listens, c.to, flows[0].Idle, flows[1].Idle, flows[2].Idle, flows[3].Idle)
+		}
 	}
 }

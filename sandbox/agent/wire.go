@@ -207,7 +207,7 @@ type reply struct {
 	PID      int       `json:",omitempty"` // of a command that was started
 	Count    int       `json:",omitempty"` // of processes that were killed
 	Outcomes []Outcome `json:",omitempty"`
-	Attempts []Attempt `json:",omitempty"`
+	Tried    *Tried    `json:",omitempty"`
 }
 
 // exit is how a command's own process ended.

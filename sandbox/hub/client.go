@@ -33,7 +33,7 @@ type Client struct {
 	sealed   bool
 	released bool
 	policy   sandbox.Policy
-	tried    [][]agent.Attempt // by machine
+	tried    []*agent.Tried // by machine, what was heard last
 }
 
 // Inner is a machine's own seal, for what stays inside of it. A machine that is
@@ -179,9 +179,17 @@ func (e *Client) Blocked(ctx context.Context) ([]sandbox.Flow, error) {
 		return nil, err
 	}
 	flows := a.Blocked
+	var names []string
+	var addresses [][]netip.Addr
+	var heard []*agent.Tried
 	for i, m := range e.Spec.Machines {
-		flows = agent.Attribute(m.Name, flows, e.attempts(ctx, i))
+		t := e.hear(ctx, i)
+		if t != nil {
+			flows = agent.Attribute(m.Name, flows, t.Attempts)
+		}
+		names, addresses, heard = append(names, m.Name), append(addresses, []netip.Addr{m.V4, m.V6}), append(heard, t)
 	}
+	agent.Idle(flows, names, addresses, heard)
 	return flows, nil
 }
 
@@ -189,9 +197,9 @@ func (e *Client) Blocked(ctx context.Context) ([]sandbox.Flow, error) {
 // it was is good to know, and nothing to wait long for.
 const triedDeadline = 5 * time.Second
 
-// attempts returns what programs of the i-th machine tried to reach. One that
-// has crashed says no more: it is what was heard last.
-func (e *Client) attempts(ctx context.Context, i int) []agent.Attempt {
+// hear asks the i-th machine what its programs tried to reach; nil if that is
+// not known. One that has crashed says no more: it is what was heard last.
+func (e *Client) hear(ctx context.Context, i int) *agent.Tried {
 	if i >= len(e.Agents) || e.Agents[i] == nil {
 		return nil
 	}
@@ -201,10 +209,10 @@ func (e *Client) attempts(ctx context.Context, i int) []agent.Attempt {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.tried == nil {
-		e.tried = make([][]agent.Attempt, len(e.Spec.Machines))
+		e.tried = make([]*agent.Tried, len(e.Spec.Machines))
 	}
 	if err == nil {
-		e.tried[i] = tried
+		e.tried[i] = &tried
 	}
 	return e.tried[i]
 }
