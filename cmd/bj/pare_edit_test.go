@@ -33,7 +33,6 @@ rec("r", C)
 C = [
     # first
     allow("a"),  # keep
-
     allow("b"),
 ]
 
@@ -64,19 +63,28 @@ def need(s):
     return [allow(s), allow("x1")]
 
 rec("r", need("a") + need("x2"))
-`, "", []string{`remove allow("x2"), which is made by the same line as allow("a"), which is kept`}},
-	{"loop", `
-C = []
-for s in ["x1", "x2"]:
-    C += [allow(s)]
-
-rec("r", C + [allow("a")])
 `, `
-C = []
-for s in ["x1", "x2"]:
-    C += []
+def need(s):
+    return [allow(s)]
 
-rec("r", C + [allow("a")])
+rec("r", need("a") + need("x2"))
+`, []string{`remove allow("x2"), which is made by the same line as allow("a"), which is kept`}},
+	{"loop", `
+def all():
+    out = []
+    for s in ["x1", "x2"]:
+        out += [allow(s)]
+    return out
+
+rec("r", all() + [allow("a")])
+`, `
+def all():
+    out = []
+    for s in ["x1", "x2"]:
+        out += []
+    return out
+
+rec("r", all() + [allow("a")])
 `, nil},
 	{"twice", `
 C = [allow("a"), allow("x1")]
@@ -102,7 +110,7 @@ rec("other", C)
 X = allow("x1")
 
 rec("r", [X, allow("a")])
-`, "", []string{`:3:10: remove allow("x1"), which is not an element of a list as it is written`}},
+`, "", []string{`:3:5: remove allow("x1"), which is not an element of a list as it is written`}},
 	{"either", `
 rec("r", [allow("x1") if True else allow("a"), allow("a")])
 `, "", []string{`remove allow("x1"), which is not an element of a list as it is written`}},
