@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html"
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	east "github.com/yuin/goldmark/extension/ast"
 	"github.com/yuin/goldmark/parser"
 	"github.com/yuin/goldmark/text"
+	"github.com/yuin/goldmark/util"
 )
 
 var (
@@ -108,6 +110,9 @@ func document(title, body string, styles []string, script, data string) []byte {
 	return b.Bytes()
 }
 
+// codeSpan is how goldmark writes one.
+var codeSpan = regexp.MustCompile(`<code>([^<]*)</code>`)
+
 // codeBlock is how goldmark writes a fence with a language.
 var codeBlock = regexp.MustCompile(`<pre><code class="language-(sh|text)">`)
 
@@ -125,6 +130,7 @@ func render(source []byte) (string, error) {
 		return ast.WalkContinue, nil
 	})
 	var b strings.Builder
+	var contents []string
 	open := []int{}
 	tables, blocks := 0, 0
 	for n := doc.FirstChild(); n != nil; n = n.NextSibling() {
@@ -134,6 +140,9 @@ func render(source []byte) (string, error) {
 				open = open[:len(open)-1]
 			}
 			open = append(open, h.Level)
+			if h.Level == 2 {
+				contents = append(contents, entry(h, source))
+			}
 			if h.Level > 2 && leaf(h) {
 				b.WriteString("<section class=\"step\">\n")
 			} else {
@@ -145,9 +154,19 @@ func render(source []byte) (string, error) {
 			return "", fmt.Errorf("rendering a page: %w", err)
 		}
 		s := part.String()
-		switch n.(type) {
+		switch n := n.(type) {
+		case *ast.Paragraph:
+			if c := class(n, source); c != "" {
+				s = strings.Replace(s, "<p>", `<p class="`+c+`">`, 1)
+			}
 		case *east.Table: // which may be wider than a phone
 			tables++
+			s = codeSpan.ReplaceAllStringFunc(s, func(m string) string {
+				if _, err := netip.ParseAddr(codeSpan.FindStringSubmatch(m)[1]); err != nil {
+					return m
+				}
+				return strings.Replace(m, "<code>", `<code class="address">`, 1)
+			})
 			s = fmt.Sprintf("<div class=\"table\" tabindex=\"0\" role=\"group\" aria-label=\"Table %d\">\n%s</div>\n", tables, s)
 		case *ast.FencedCodeBlock:
 			blocks++
@@ -162,7 +181,70 @@ func render(source []byte) (string, error) {
 	for range open {
 		b.WriteString("</section>\n")
 	}
-	return b.String(), nil
+	body := b.String()
+	if at := strings.Index(body, "<section>"); at >= 0 && len(contents) > 1 && len(contents) <= maxContents {
+		body = body[:at] + "<nav aria-label=\"On this page\">\n<ul>\n" + strings.Join(contents, "") + "</ul>\n</nav>\n" + body[at:]
+	}
+	return body, nil
+}
+
+// maxContents is how many sections a page may have whose list stands on top of
+// it: a page with more has a table there.
+const maxContents = 12
+
+// entry is a section in the list on top.
+func entry(h *ast.Heading, source []byte) string {
+	id, _ := h.AttributeString("id")
+	name, _ := id.([]byte)
+	return fmt.Sprintf("<li><a href=\"#%s\">%s</a></li>\n", html.EscapeString(string(name)), html.EscapeString(words(h, source)))
+}
+
+// words are the text of what is inside n.
+func words(n ast.Node, source []byte) string {
+	var b strings.Builder
+	_ = ast.Walk(n, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+		switch n := n.(type) {
+		case *ast.Text:
+			if entering {
+				b.Write(util.UnescapePunctuations(n.Segment.Value(source)))
+			}
+		case *ast.String:
+			if entering {
+				b.Write(n.Value)
+			}
+		}
+		return ast.WalkContinue, nil
+	})
+	return b.String()
+}
+
+// class is that of a paragraph that has to catch the eye: a stamp, or a danger.
+// Strong words are never a recipe's.
+func class(p *ast.Paragraph, source []byte) string {
+	var strong []string
+	for n := p.FirstChild(); n != nil; n = n.NextSibling() {
+		if e, ok := n.(*ast.Emphasis); ok && e.Level == 2 {
+			strong = append(strong, words(e, source))
+		}
+	}
+	if len(strong) == 0 || p.FirstChild().Kind() != ast.KindEmphasis {
+		return ""
+	}
+	under := ""
+	if h, ok := p.PreviousSibling().(*ast.Heading); ok {
+		under = words(h, source)
+	}
+	switch first := strong[0]; {
+	case strings.HasPrefix(first, "Danger: "):
+		return "danger"
+	case under != verdictTitle:
+		return ""
+	case strings.HasPrefix(first, "Not proven"):
+		return "stamp failed"
+	case strings.HasPrefix(first, "Proven") && len(strong) == 1:
+		return "stamp proven"
+	}
+	return "stamp open"
 }
 
 // leaf reports whether no deeper heading follows before the next one like h.

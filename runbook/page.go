@@ -87,9 +87,15 @@ func (p *page) owner() string {
 	return p.line(p.s.Owner)
 }
 
+// The title of the first section, as pages have it.
+const (
+	verdictWord  = "Verdict"
+	verdictTitle = "1. " + verdictWord
+)
+
 // verdict is section 1.
 func (p *page) verdict() {
-	p.section(1, "Verdict")
+	p.section(1, verdictWord)
 	word, rest := p.proof.stamp(p.r, p.ink)
 	if rest != "" {
 		rest = ", " + strings.TrimPrefix(rest, ", ")

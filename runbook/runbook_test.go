@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"bj/fleet"
 	"bj/run/event"
 )
 
@@ -180,6 +181,27 @@ func TestMachines(t *testing.T) {
 	}
 }
 
+// TestHide holds that secrets are hidden where lines are joined, where one is a
+// part of another, and that a short one does not hide half of the page.
+func TestHide(t *testing.T) {
+	f := &fleet.Fleet{Recipes: []*fleet.Recipe{{Label: "//p:r", Secrets: []fleet.Secret{
+		{Name: "A", Value: "correct horse"}, {Name: "B", Value: "horse battery staple"}, {Name: "C", Value: "4v1"}, {Name: "D", Value: "*"}, {Name: "E", Source: "key"},
+	}}}}
+	b := &Book{Options: Options{Fleet: f}, secrets: newSecrets(f, func(string) ([]byte, error) { return []byte("BEGIN\nfirst line\n\nlast line\n"), nil })}
+	k, err := b.newInk(f.Recipes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"it is correct\nhorse": "it is ***", "horse battery staple": "***", "pin 4v1, 4v1 4v1.": "pin ***, *** ***.", "84v1 4v12": "84v1 4v12", "a * b": "a * b",
+		"correct\x1b[1m horse": "***", "first line of last lines": "*** of ***s",
+	} {
+		if got := k.line(text); got != want {
+			t.Errorf("%q became %q, not %q", text, got, want)
+		}
+	}
+}
+
 // TestPut runs what is pasted, in a real shell, and compares the files.
 func TestPut(t *testing.T) {
 	for _, content := range []string{"", "\n", "a", "a\n", "END\n", "x\nEND\nEND2\n", "$HOME `id` \\ 'q' \"!!\"\n", "\x00\xff\n", "tab\there\n", strings.Repeat("long ", 1000), "\x1b[31m", "crlf\r\n", "ü\u202e", "-n\n"} {
@@ -196,19 +218,26 @@ func TestPut(t *testing.T) {
 // FuzzEscape holds that no text becomes markup.
 func FuzzEscape(f *testing.F) {
 	f.Add(hostile)
+	f.Add("- item\n# heading\n<script>\n[x](javascript:y)\n**bold**\n\nand\n- a\n---\n===\n")
+	f.Add("a | b \\| c \\\\| d ` | `` \\")
 	f.Add("1. a\n2) b\n+ c\n= d\n: e\n_x_ __y__ *z*")
 	f.Fuzz(func(t *testing.T, s string) {
 		line := strings.Join(strings.Fields(clean(s)), " ")
-		out, err := render([]byte("x " + escape(line) + " " + code(line) + "\n\n" + escape(line) + "\n"))
+		k := &ink{machines: &renaming{}}
+		row := "| " + cell(escape(line)) + " | " + cell(code(line)) + " | " + cell(inline(line)) + " |\n"
+		out, err := render([]byte("x " + escape(line) + " " + code(line) + "\n\n" + escape(line) + "\n\n" + k.prose(s) + "| a | b | c |\n| --- | --- | --- |\n" + row))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`<(/?[a-zA-Z!?][a-z0-9]*)`).FindAllStringSubmatch(out, -1) {
 			switch strings.Trim(m[1], "/") {
-			case "p", "code":
+			case "p", "code", "ul", "li", "div", "table", "thead", "tbody", "tr", "th", "td":
 			default:
 				t.Fatalf("%q became %q", s, out)
 			}
+		}
+		if n := strings.Count(out, "<td>"); n != 3 {
+			t.Fatalf("%q makes %d cells: %s", s, n, out)
 		}
 	})
 }

@@ -115,8 +115,13 @@ func (e *env) showMarkdown(ctx context.Context, text []byte) error {
 
 // page shows text through a pager on a terminal, and as it is elsewhere.
 func (e *env) page(ctx context.Context, text []byte) error {
-	pager := cmp.Or(e.getenv("PAGER"), "less")
-	if !terminal(e.stdout) || pager == "cat" {
+	pager := e.getenv("PAGER")
+	if pager == "" {
+		if _, err := exec.LookPath("less"); err == nil {
+			pager = "less"
+		}
+	}
+	if !terminal(e.stdout) || pager == "" || pager == "cat" || e.getenv("TERM") == "dumb" {
 		_, err := e.stdout.Write(text)
 		return err
 	}
