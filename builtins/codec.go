@@ -192,6 +192,7 @@ func service_(c *codec, s *fleet.Service) {
 	})
 	c.pos(&s.Pos)
 	c.stack(&s.Stack)
+	names(c, &s.Modules)
 }
 
 func ports_(c *codec, p *fleet.Ports) {

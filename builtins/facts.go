@@ -16,7 +16,7 @@ type facts struct {
 }
 
 // factsVersion changes with the meaning or encoding of facts.
-const factsVersion = "facts/1"
+const factsVersion = "facts/2"
 
 // endModule encodes what a module without mistakes declared.
 func endModule(m *lang.Module) string {

@@ -32,9 +32,10 @@ type declaredService struct {
 func (l *linker) link() {
 	t := l.r.tree
 	type declared struct {
-		m       *lang.Module
-		recipes []*fleet.Recipe
-		broken  []*fleet.Recipe
+		m        *lang.Module
+		services []*fleet.Service
+		recipes  []*fleet.Recipe
+		broken   []*fleet.Recipe
 	}
 	all := make([]declared, 0, len(t.Modules))
 	for _, m := range t.Modules {
@@ -48,7 +49,7 @@ func (l *linker) link() {
 				l.services[name] = &declaredService{module: m.File}
 			}
 		}
-		all = append(all, declared{m, f.recipes, f.broken})
+		all = append(all, declared{m, f.services, f.recipes, f.broken})
 	}
 	for _, m := range t.Modules {
 		if m.Broken {
@@ -67,6 +68,9 @@ func (l *linker) link() {
 	}
 	for _, d := range all {
 		modules := t.Closure(d.m.File)
+		for _, s := range d.services {
+			s.Modules = modules
+		}
 		for _, rec := range d.recipes {
 			rec.FileDoc, rec.Modules = d.m.Doc, modules
 			l.addRecipe(d.m, rec, true)

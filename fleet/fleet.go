@@ -114,6 +114,8 @@ type Service struct {
 	// Stack is the way from Pos, at the top level of its module, through macros
 	// to the declaration itself; empty where there is no macro.
 	Stack []diag.Frame `json:"stack,omitempty"`
+	// Modules are as for a Recipe; none for a service of another repository.
+	Modules []string `json:"modules,omitempty"`
 }
 
 // Pathway returns the pathway of that name, or nil.

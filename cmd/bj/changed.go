@@ -92,7 +92,7 @@ func changedSince(ctx context.Context, root, rev string) (changes, error) {
 
 // affected returns the recipes that a change can affect: those that were made
 // from one of its files, that put one on a machine, or that allow a service that
-// is declared in one; and those with a tool for which another program is given
+// was made from one; and those with a tool for which another program is given
 // (--tool). Under supply "recipes" they also are those that allow a service
 // whose own recipes are affected. A change of bj.star can affect all.
 func affected(f *fleet.Fleet, recipes []*fleet.Recipe, c changes, supply string, given map[string]string) []*fleet.Recipe {
@@ -118,7 +118,7 @@ func affected(f *fleet.Fleet, recipes []*fleet.Recipe, c changes, supply string,
 func (c changes) touch(f *fleet.Fleet, r *fleet.Recipe, given map[string]string) bool {
 	declared := func(service string) bool {
 		s := f.Service(service)
-		return s != nil && (c.under(s.Pos.File) || c.under(s.Known))
+		return s != nil && (slices.ContainsFunc(s.Modules, c.under) || c.under(s.Known))
 	}
 	image := func(i *fleet.Image) bool {
 		return i != nil && (c.under(i.OCI) || c.under(i.Disk) || c.under(i.Kernel))

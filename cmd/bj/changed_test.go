@@ -10,14 +10,13 @@ import (
 	"testing"
 
 	"bj/fleet"
-	"bj/lang/diag"
 )
 
 func TestAffected(t *testing.T) {
 	f := &fleet.Fleet{
 		Services: []*fleet.Service{
-			{Name: "names", Pos: diag.Pos{File: "names/names.star"}},
-			{Name: "web", Pos: diag.Pos{File: "web/service.star"}},
+			{Name: "names", Modules: []string{"names/names.star", "names/zone.star"}},
+			{Name: "web", Modules: []string{"web/service.star"}},
 		},
 		Recipes: []*fleet.Recipe{
 			{Label: "//names:n", Service: "names", Modules: []string{"names/names.star", "lib/ports.star"}},
@@ -36,6 +35,7 @@ func TestAffected(t *testing.T) {
 		{"lib/ports.star", "", "production", "//names:n //target:t"},
 		{"lib/ports.star", "", "recipes", "//names:n //target:t //web:w"}, // web stands on what names' recipe brings back
 		{"names/names.star", "", "", "//names:n //target:t //web:w"},
+		{"names/zone.star", "", "", "//names:n //target:t //web:w"}, // of which the service is made
 		{"web/service.star", "", "", "//target:t //web:w"},
 		{"web/web.star own/own.star", "", "", "//own:o //target:t //web:w"},
 		{"own/data/a/b", "", "", "//own:o //target:t"},
