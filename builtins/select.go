@@ -157,11 +157,19 @@ func (r *Result) noMatch(text string, p lang.Pattern, manual []string) *NoMatchE
 	case len(labels) == 0:
 		e.Hint = "this workspace has no recipes"
 	case p.Kind == lang.One:
-		e.Hint = lang.DidYouMean(p.String(), labels, "bj list //... names all recipes")
+		e.Hint = lang.DidYouMean(p.String(), labels, r.elsewhere(labels, p.Name))
 	default:
-		e.Hint = lang.DidYouMean("//"+p.Package, packages, "bj list //... names all recipes")
+		e.Hint = lang.DidYouMean("//"+p.Package, packages, r.elsewhere(labels, lastFolder(p.Package)))
 	}
 	return e
+}
+
+// elsewhere is the hint for a name that is a recipe's of some package.
+func (r *Result) elsewhere(labels []string, name string) string {
+	if i := slices.IndexFunc(r.candidates, func(c candidate) bool { return c.label.Name == name }); i >= 0 {
+		return "did you mean " + labels[i] + "?"
+	}
+	return "bj list //... names all recipes"
 }
 
 // judge returns all mistakes, with those outside as warnings.

@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"mvdan.cc/sh/v3/syntax"
+
+	"bj/lang"
 )
 
 func initCommand() *command {
@@ -43,6 +47,12 @@ func runInit(ctx context.Context, e *env, args []string) error {
 			return fmt.Errorf("looking for a workspace: %w", err)
 		}
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("starting a workspace: %w", err)
+	}
+	if outer, err := lang.FindWorkspace(dir); err == nil {
+		fmt.Fprintf(e.stderr, "bj: warning: %s is part of the workspace %s, which does not see it from now on\n", dir, outer.Root)
+	}
 	for _, f := range files {
 		path := filepath.Join(dir, f.path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -53,7 +63,15 @@ func runInit(ctx context.Context, e *env, args []string) error {
 		}
 		fmt.Fprintf(e.stdout, "wrote %s\n", f.path)
 	}
-	fmt.Fprintln(e.stdout, "now run: bj test //...")
+	there := ""
+	if len(args) == 1 && filepath.Clean(dir) != filepath.Clean(e.dir) {
+		quoted, err := syntax.Quote(args[0], syntax.LangPOSIX)
+		if err != nil {
+			return fmt.Errorf("quoting the folder's name: %w", err)
+		}
+		there = "cd " + quoted + " && "
+	}
+	fmt.Fprintf(e.stdout, "now run: %sbj test //...\n", there)
 	return nil
 }
 
