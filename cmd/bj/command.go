@@ -131,6 +131,7 @@ func newRoot(e *env, table []*command) *cobra.Command {
 	root.Flags().BoolVar(&showVersion, "version", false, "print the version")
 	global := globalFlags(e)
 	root.PersistentFlags().AddFlagSet(global)
+	completeFlags(e, root, global)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd, table, global) })
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -182,22 +183,13 @@ func newCommand(e *env, c *command) *cobra.Command {
 			}
 			return c.run(cmd.Context(), e, args)
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().SortFlags = false
 	if c.flags != nil {
 		c.flags(cmd.Flags())
 	}
-	if strings.Contains(c.args, "PATTERN") || strings.Contains(c.args, "LABEL") {
-		cmd.ValidArgsFunction = completeLabels(e)
-	}
-	for _, name := range []string{"outage", "impact", "why"} {
-		if cmd.Flags().Lookup(name) != nil {
-			if err := cmd.RegisterFlagCompletionFunc(name, completeServices(e)); err != nil {
-				panic(err) // of a flag that was just found
-			}
-		}
-	}
+	cmd.ValidArgsFunction = completeArguments(e, c)
+	completeFlags(e, cmd, cmd.Flags())
 	return cmd
 }
 
