@@ -178,28 +178,33 @@ func lookAtNamespace(ctx context.Context, e *env) finding {
 
 // lookAtLibvirt asks libvirt what it is; bj test has no need of virtual machines
 // unless it is asked for some.
-func lookAtLibvirt(ctx context.Context, _ *env) finding {
+func lookAtLibvirt(ctx context.Context, e *env) finding {
 	about, err := libvirt.New(libvirt.Options{URI: os.Getenv("BJ_LIBVIRT_URI")}).About(ctx)
-	return finding{name: "libvirt", text: about, mend: hintOf(err), err: err}.or("--sandbox libvirt")
+	return finding{name: "libvirt", text: about, mend: hintOf(err), err: err, vital: wantsVirtual(e)}.or("--sandbox libvirt")
 }
+
+// wantsVirtual reports whether bj test makes virtual machines if nothing else is said.
+func wantsVirtual(e *env) bool { return e.getenv("BJ_SANDBOX") == virtualSandbox }
 
 // lookAtKernel looks for what virtual machines boot.
 func lookAtKernel(ctx context.Context, e *env) finding {
 	dir, err := e.cacheDir()
 	if err != nil {
-		return finding{name: "kernel", text: "virtual machines boot it", err: err}
+		return finding{name: "kernel", text: "virtual machines boot one", err: err}
 	}
-	k, err := newStore(dir, "", virtualSandbox).Kernel(ctx, "", nil)
-	return finding{name: "kernel", text: k.About + ": virtual machines boot it", err: err, mend: hintOf(err)}.or("virtual machines boot one")
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute) // it may have to be fetched
+	defer cancel()
+	k, err := newStore(dir, "", virtualSandbox).Kernel(ctx, "", func(string) {})
+	return finding{name: "kernel", text: k.About + ": virtual machines boot it", err: err, mend: hintOf(err), vital: wantsVirtual(e)}.or("virtual machines boot one")
 }
 
 // lookAtVirtual leases a virtual machine, where there is a libvirt.
 func lookAtVirtual(ctx context.Context, e *env) finding {
 	if f := lookAtLibvirt(ctx, e); f.err != nil {
-		return finding{name: "machines", text: "--sandbox libvirt", err: errors.New("without libvirt none was tried")}
+		return finding{name: "machines", text: "virtual machines", err: errors.New("none was tried, without libvirt")}
 	}
 	f := lookAtSandbox(ctx, e, virtualSandbox, "virtual machines can be leased and sealed")
-	f.name = "machines"
+	f.name, f.vital = "machines", wantsVirtual(e)
 	return f
 }
 

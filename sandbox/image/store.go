@@ -39,6 +39,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"bj/sandbox"
@@ -235,12 +236,65 @@ func (s *Store) cached(ctx context.Context, key string, progress func(string), c
 	if err := os.MkdirAll(work, 0o755); err != nil {
 		return made{}, err
 	}
+	short := watchRoom(s.Dir, os.TempDir())
 	m, err := create(work)
-	if err != nil {
-		return made{}, err
+	if dir := short(); err != nil {
+		return made{}, full(dir, err)
 	}
 	m.Key = key
 	return m, s.record(work, m)
+}
+
+// leastRoom is so little, in bytes, that whatever goes wrong on such a disk went
+// wrong for that.
+const leastRoom = 32 << 20
+
+// watchRoom watches how much room the disks of dirs have, until what it returns is
+// called, which names the first that was full meanwhile. Programs that fail on a
+// full disk remove what they had made, and not all say why they failed.
+func watchRoom(dirs ...string) (short func() string) {
+	look := func() string {
+		for _, dir := range dirs {
+			var fs syscall.Statfs_t
+			if syscall.Statfs(dir, &fs) == nil && int64(fs.Bavail)*fs.Bsize < leastRoom {
+				return dir
+			}
+		}
+		return ""
+	}
+	stop, found := make(chan struct{}), make(chan string, 1)
+	go func() {
+		every := time.NewTicker(50 * time.Millisecond)
+		defer every.Stop()
+		for {
+			if dir := look(); dir != "" {
+				found <- dir
+				return
+			}
+			select {
+			case <-every.C:
+			case <-stop:
+				found <- look()
+				return
+			}
+		}
+	}()
+	return func() string { close(stop); return <-found }
+}
+
+// full says of an error that the disk of dir was full, or that some disk was, if
+// the error says so itself.
+func full(dir string, err error) error {
+	text := err.Error()
+	switch {
+	case dir != "":
+		dir = "the disk of " + dir
+	case errors.Is(err, syscall.ENOSPC) || strings.Contains(text, "No space left") || strings.Contains(text, "enough free space"):
+		dir = "a disk"
+	default:
+		return err
+	}
+	return hint(fmt.Errorf("%s is full: %w", dir, err), "df -h says which; BJ_CACHE names another folder for tools and images, TMPDIR one for what is half made")
 }
 
 func (s *Store) lookup(key string) (made, bool) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -223,4 +224,24 @@ esac
 	}
 	refused(t, s, sandbox.Tool{Name: "prog", Target: "//x:none"}, "no such target //x:none")
 	refused(t, &Store{Dir: t.TempDir(), Env: []string{"PATH=/nonexistent"}}, sandbox.Tool{Name: "prog", Target: "//x:prog"}, "no bazel", "--tool prog=PATH")
+}
+
+// TestFullDisk holds that what could not be made on a full disk says so, and what
+// mends it, however the program that found out put it.
+func TestFullDisk(t *testing.T) {
+	s := &Store{Dir: t.TempDir()}
+	for _, cause := range []error{
+		&os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
+		errors.New("running dpkg-deb: exit status 2:\ntar: /x: Cannot write: No space left on device"),
+		errors.New("running apt-get install: exit status 100:\nE: You don't have enough free space in /x"),
+	} {
+		_, err := s.cached(t.Context(), "a thing", func(string) {}, func(string) (made, error) { return made{}, cause })
+		if e := sandbox.AsError(err, sandbox.CodeLease); !strings.Contains(e.Error(), "a disk is full") || !strings.Contains(e.Hint, "BJ_CACHE") {
+			t.Errorf("%v became %v, hint %q", cause, err, e.Hint)
+		}
+	}
+	other := errors.New("running go: exit status 1")
+	if _, err := s.cached(t.Context(), "a thing", func(string) {}, func(string) (made, error) { return made{}, other }); err != other {
+		t.Errorf("%v became %v", other, err)
+	}
 }
