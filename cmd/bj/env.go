@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/term"
+
+	terminalview "bj/run/term"
 )
 
 // env is what a command sees of the world, and the flags of all commands.
@@ -23,7 +25,8 @@ type env struct {
 	color   string // --color
 	noCache bool   // --no-cache
 
-	patient atomic.Bool // a second signal ends nothing
+	patient atomic.Bool                           // a second signal ends nothing
+	live    atomic.Pointer[terminalview.Terminal] // what draws on stderr, if anything does
 }
 
 func newEnv() *env {
@@ -153,7 +156,16 @@ func (e *env) colored(w io.Writer) bool {
 	return terminal(w) && e.getenv("TERM") != "dumb"
 }
 
-// live reports whether w is a terminal that lines may be drawn again on.
-func (e *env) live(w io.Writer) bool {
+// say tells on stderr what is going on, above what is drawn there.
+func (e *env) say(text string) {
+	if t := e.live.Load(); t != nil {
+		t.Say("bj: " + text)
+		return
+	}
+	fmt.Fprintln(e.stderr, "bj: "+text)
+}
+
+// animated reports whether w is a terminal that lines may be drawn again on.
+func (e *env) animated(w io.Writer) bool {
 	return terminal(w) && e.getenv("TERM") != "dumb" && e.getenv("NO_COLOR") == "" && e.getenv("CI") == ""
 }

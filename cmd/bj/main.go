@@ -104,7 +104,7 @@ func interruptible(parent context.Context, e *env) (context.Context, func()) {
 			return
 		}
 		cancel(errInterrupted)
-		fmt.Fprintln(e.stderr, "bj: interrupted: tearing down; once more stops waiting for it")
+		e.say("interrupted: tearing down; once more stops waiting for it")
 		for {
 			select {
 			case <-signals:

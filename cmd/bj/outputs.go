@@ -64,7 +64,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 		add(w.Event, w.Err)
 	} else {
 		t := terminalview.New(terminalview.Options{
-			Out: e.stdout, Err: e.stderr, Live: e.live(e.stderr), Color: e.colored(e.stdout),
+			Out: e.stdout, Err: e.stderr, Live: e.animated(e.stderr), Color: e.colored(e.stdout),
 			Width: func() int { return width(os.Stderr) },
 			Steps: func(label string) int {
 				r := l.fleet.Recipe(label)
@@ -74,7 +74,8 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 				return len(r.Strategy) + len(r.Validation)
 			},
 		})
-		add(t.Event, func() error { t.Close(); return nil })
+		e.live.Store(t)
+		add(t.Event, func() error { e.live.Store(nil); t.Close(); return nil })
 	}
 	if e.getenv("GITHUB_ACTIONS") == "true" {
 		a := &annotations{out: e.stderr, summary: e.getenv("GITHUB_STEP_SUMMARY"), place: func(label string) (string, int) {
@@ -91,7 +92,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 		pages := &runbooks{dir: e.path(f.runbooks), l: l, records: func(label string) []event.Record {
 			records, err := event.Records(results, label)
 			if err != nil {
-				fmt.Fprintf(e.stderr, "bj: warning: %v\n", err)
+				e.say("warning: " + err.Error())
 			}
 			return records
 		}}

@@ -138,7 +138,7 @@ func (f *pareFlags) run(ctx context.Context, e *env, args []string) error {
 }
 
 func newParer(w *workbench, e *env, f *pareFlags) *parer {
-	p := &parer{workbench: w, e: e, flags: f, sources: map[string][]byte{}, start: time.Now(), live: e.live(e.stderr)}
+	p := &parer{workbench: w, e: e, flags: f, sources: map[string][]byte{}, start: time.Now(), live: e.animated(e.stderr)}
 	for i := range w.recipe.Conditions {
 		c := &w.recipe.Conditions[i]
 		if c.Service == "*" {

@@ -138,17 +138,16 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		return err
 	}
 	defer done()
-	say := func(s string) { fmt.Fprintln(e.stderr, "bj: "+s) }
 	name, source := setting("--sandbox", f.sandbox, "BJ_SANDBOX", e.getenv("BJ_SANDBOX"), l.fleet.Workspace.Sandbox, defaultSandbox)
 	images := newStore(cache, l.workspace.Root, name)
-	provider, err := newProvider(ctx, name, source, cache, images, say)
+	provider, err := newProvider(ctx, name, source, cache, images, e.say)
 	if err != nil {
 		return err
 	}
 	if _, err := images.Tidy(ctx, 0); err != nil {
-		say(err.Error())
+		e.say(err.Error())
 	}
-	if err := prepare(ctx, provider, say); err != nil {
+	if err := prepare(ctx, provider, e.say); err != nil {
 		return err
 	}
 
@@ -185,7 +184,7 @@ func (f *testFlags) test(ctx context.Context, e *env, args []string) error {
 		report = f.report
 	}
 	if line := next(out, args, report, f.runbooks != ""); line != "" && !f.json && !f.bazel {
-		say(line)
+		e.say(line)
 	}
 	return exit(out.Exit())
 }

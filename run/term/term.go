@@ -99,6 +99,13 @@ func (t *Terminal) Close() {
 	t.redraw(nil, time.Time{})
 }
 
+// Say writes a line of progress above the live lines.
+func (t *Terminal) Say(line string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.redraw(func() { fmt.Fprintln(t.o.Err, Clean(line)) }, time.Now())
+}
+
 // Event takes one event; it is an event.Sink.
 func (t *Terminal) Event(e event.Event) {
 	t.mu.Lock()

@@ -152,6 +152,23 @@ func TestKeptIsNoRunningRecipe(t *testing.T) {
 	}
 }
 
+// TestSay holds that what is said meanwhile stands above the live lines, which
+// once were drawn over it.
+func TestSay(t *testing.T) {
+	var both bytes.Buffer
+	term := New(Options{Out: &both, Err: &both, Live: true, Every: time.Hour})
+	term.Event(event.Event{Event: event.Build, Recipe: "//p:a", Text: "building x"})
+	term.Event(event.Event{Event: event.Build, Recipe: "//p:b", Supplier: "//p:a", Text: "building y"})
+	term.Say("bj: interrupted")
+	if got := screen(both.String()); !strings.HasPrefix(got, "bj: interrupted\n//p:a  ") || !strings.HasSuffix(got, "  tools: building y\n") {
+		t.Errorf("it shows\n%s", got)
+	}
+	term.Close()
+	if got := screen(both.String()); got != "bj: interrupted\n" {
+		t.Errorf("at last it shows\n%s", got)
+	}
+}
+
 func TestManyLiveLines(t *testing.T) {
 	var b bytes.Buffer
 	term := New(Options{Out: &b, Err: &b, Live: true, Every: time.Hour})
