@@ -27,8 +27,8 @@ type demonstration struct {
 	say     bytes.Buffer
 }
 
-// newDemonstration loads what pattern names in the workspace in folder.
-func newDemonstration(t *testing.T, folder, pattern string) *demonstration {
+// newDemonstration loads what patterns name in the workspace in folder.
+func newDemonstration(t *testing.T, folder string, patterns ...string) *demonstration {
 	t.Helper()
 	d := &demonstration{}
 	e := newEnv()
@@ -37,7 +37,7 @@ func newDemonstration(t *testing.T, folder, pattern string) *demonstration {
 		e.dir = dir
 	}
 	var err error
-	if d.loaded, err = loadFleet(t.Context(), e, []string{pattern}, false); err != nil {
+	if d.loaded, err = loadFleet(t.Context(), e, patterns, false); err != nil {
 		t.Fatal(err)
 	}
 	cache, done, err := e.cache()
@@ -144,6 +144,21 @@ func hurried(r *fleet.Recipe, limit time.Duration) *fleet.Recipe {
 		out.Validation[i] = validation(v)
 	}
 	return &out
+}
+
+// TestCycle holds that of the fleet's two cycles none comes back from the one
+// that is closed, which costs no machine, and all from the one with a way out.
+func TestCycle(t *testing.T) {
+	d := newDemonstration(t, filepath.Join("..", ".."), "//recipes/cycle:closed_names", "//recipes/cycle:open_names_from_store")
+	for _, r := range d.run(t.Context(), d.recipes, 2) {
+		want, reason := event.Recovered, ""
+		if r.Plan.Label() == "//recipes/cycle:closed_names" {
+			want, reason = event.Errored, "//recipes/cycle:closed_names → //recipes/cycle:closed_store → //recipes/cycle:closed_certificates → //recipes/cycle:closed_names"
+		}
+		if r.Verdict.Verdict != want || !strings.Contains(r.Verdict.Reason, reason) {
+			t.Errorf("%s: %s: %s", r.Plan.Label(), r.Verdict.Verdict, r.Verdict.Reason)
+		}
+	}
 }
 
 // TestStdlib runs recipes that try what the shared steps promise, also where the
