@@ -64,8 +64,9 @@ type Store struct {
 	// Jobs is how many tools are built at once; 0 means two, as the compiler is
 	// parallel itself and a linker needs a gigabyte.
 	Jobs int
-	// Timeout bounds the making of one tool, from when it has its turn; 0 means 20
-	// minutes. It waits for its turn for at most six times as long.
+	// Timeout bounds the making of one tool, from when it has its turn; 0 means an
+	// hour, as a compiler on a busy machine is slow and not stuck. It waits for its
+	// turn for at most three times as long.
 	Timeout time.Duration
 	// MaxSize bounds a download in bytes; 0 means 4 GiB.
 	MaxSize int64
@@ -121,7 +122,7 @@ func (s *Store) Stage(ctx context.Context, tools []sandbox.Tool, i *sandbox.Imag
 func (s *Store) stage(ctx context.Context, t sandbox.Tool, b base, progress func(string)) ([]sandbox.File, error) {
 	limit := s.timeout()
 	if t.Go != "" {
-		limit += 6 * limit // it may have to wait for its turn
+		limit += 3 * limit // it may have to wait for its turn
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -389,7 +390,7 @@ func (s *Store) turn(ctx context.Context) (building context.Context, release fun
 	return ctx, func() { cancel(); <-s.jobs }, more, nil
 }
 
-func (s *Store) timeout() time.Duration { return orDefault(s.Timeout, 20*time.Minute) }
+func (s *Store) timeout() time.Duration { return orDefault(s.Timeout, time.Hour) }
 
 // hint makes err one of staging, with words that mend it.
 func hint(err error, words string) error {
