@@ -18,6 +18,11 @@ BEGIN {
 	goal["Graph"] = "<= 1.5"
 	goal["Layout5000"] = "<= 1"
 	goal["GraphCommand"] = "<= 0.1"
+	goal["ColdLease"] = "<= 1.15"
+	goal["WarmLease"] = "<= 0.2"
+	goal["FourLeases"] = "<= 1"
+	goal["MachineFile"] = "<= 1"
+	goal["CloneMemory"] = "<= 1"
 	goal["SideBySide"] = "<= 1.15"
 	row("name", "ours", "baseline", "ratio", "goal")
 }
