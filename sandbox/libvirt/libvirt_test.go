@@ -322,6 +322,14 @@ func TestMachines(t *testing.T) {
 	holds(t, env)
 	isWhole(t, m[0])
 	isWhole(t, m[1])
+	// No device of a machine leads to the host but its link, which the seal judges:
+	// it has a link, disks, serial ports and a source of random bytes (no vsock, no
+	// shared folder), and of the ports only bj's, which are taken.
+	out, code := sh(t, m[0], `cat /sys/bus/virtio/devices/*/device | sort -u; cat /sys/class/virtio-ports/*/name | sort; ls -d /dev/vsock /dev/vhost* /sys/class/net/* 2>/dev/null || true
+for port in /dev/vport*; do (echo x > $port) 2>/dev/null && echo wrote to $port; done; grep -cw vsock /proc/net/protocols`)
+	if want := "0x0001\n0x0002\n0x0003\n0x0004\n" + agentPort + "\n" + controlPort + "\n/sys/class/net/eth0\n/sys/class/net/lo\n0\n"; out != want {
+		t.Errorf("a machine's devices are\n%s, not\n%s (%d)", out, want, code)
+	}
 	// What is open is, from machine to machine, and nothing beside it.
 	if out, code := sh(t, m[1], "(echo found | timeout 60 nc -l -p 7000) >/dev/null 2>&1 & (timeout 60 nc -l -p 9000) >/dev/null 2>&1 & sleep 1"); code != 0 {
 		t.Fatalf("listening: %s", out)
@@ -347,7 +355,7 @@ c = sum(struct.unpack("!10H", ip(0))); c = ~((c & 0xffff) + (c >> 16)) & 0xffff
 s.send(b"\x02\x62\x6a\x01\0\0" + b"\x02\0\0\0\0\x66" + b"\x08\0" + ip(c) + struct.pack("!HHHH", 7000, 7000, 8, 0) + b"\0" * 18)
 E
 true`
-	out, _ := sh(t, m[0], attacks)
+	out, _ = sh(t, m[0], attacks)
 	if strings.Contains(out, "reached") || strings.Contains(out, "pinged") {
 		t.Errorf("root of a machine got through: %s", out)
 	}
