@@ -317,7 +317,8 @@ func (b *recipeBuilder) place(t *thing[action]) fleet.Action {
 	}
 	f := *t.v.Fault
 	f.On = names
-	if f.Kill != "" && !slices.Contains(b.units, f.Kill) {
+	// A service of an init system is known when it runs.
+	if f.Kill != "" && !slices.Contains(b.units, f.Kill) && !strings.HasSuffix(f.Kill, ".service") {
 		b.later(t.at, lang.Arg{Name: "kill", Index: -1}, "unknown-unit", lang.DidYouMean(f.Kill, b.units, "no step before it has that unit"), "unknown unit %q", f.Kill)
 	}
 	if f.Dark != "" {

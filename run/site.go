@@ -22,7 +22,7 @@ import (
 // what hangs reaches them.
 const (
 	leaseLimit   = 5 * time.Minute
-	sealLimit    = time.Minute
+	sealLimit    = 5 * time.Minute // machines that boot their own init system do so under the seal
 	canaryLimit  = 2 * time.Minute
 	askLimit     = 15 * time.Second // counters and rules
 	killLimit    = 10 * time.Second

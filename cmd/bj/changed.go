@@ -141,6 +141,7 @@ func (c changes) touch(f *fleet.Fleet, r *fleet.Recipe, given map[string]string)
 // under reports whether name, or anything in it, is one of the files, or lies in
 // one: a submodule, a link, or a folder that git does not keep.
 func (c changes) under(name string) bool {
+	name, _, _ = strings.Cut(name, "@sha256:") // an image may be given with its digest
 	if name = path.Clean(name); name == "." {
 		return false
 	}

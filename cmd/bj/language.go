@@ -143,11 +143,11 @@ func meanings() map[string]meaning {
 				{"name", "for people"},
 				{"debian", "Debian packages that it is made of"},
 				{"oci", "path of an OCI image"},
-				{"disk", "path of a disk image"},
+				{"disk", "path of a disk image, qcow2 or raw, with or without `@sha256:` and its digest"},
 				{"host", "the host's own programs"},
 				{"suite", "Debian's release"},
 				{"kernel", "its kernel"},
-				{"systemd", "boots systemd"},
+				{"systemd", "its own systemd boots when the seal holds, so that steps may use `systemctl`"},
 			},
 		},
 		"tool": {
@@ -243,7 +243,7 @@ func meanings() map[string]meaning {
 			params: [][2]string{
 				{"title", "what goes wrong, for people"},
 				{"on", "machines"},
-				{"kill", "a unit whose processes are killed"},
+				{"kill", "a unit whose processes are killed: a step's, or a service of an image's systemd (`\"nginx.service\"`)"},
 				{"crash", "the machine loses power, for good"},
 				{"dark", "a condition that is closed from here on"},
 			},

@@ -73,4 +73,7 @@ type Options struct {
 	// machine's memory limit killed: memory.events (v2) or memory.oom_control
 	// (v1). Empty where there is no limit.
 	OOMEvents string
+	// Watched gives listeners of filters that Enter has installed elsewhere in
+	// the machine. The agent owns what it has received.
+	Watched <-chan int
 }

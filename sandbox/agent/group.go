@@ -17,10 +17,13 @@ import (
 )
 
 // A group is everything that one command started, however it forked, changed
-// its session or daemonized. Its name is the command's id.
+// its session or daemonized. Its name is the command's id. Where an init system
+// runs beside the agent, each of its units is a group too, which has a folder of
+// the init system's and no name.
 type group struct {
-	unit string
-	name uint32
+	unit  string
+	name  uint32
+	other string
 }
 
 // A tracker knows what belongs to which group. There are two: cgroups where
@@ -37,6 +40,8 @@ type tracker interface {
 	sweep(groups []group) []group
 	// groupOf returns what a process belongs to.
 	groupOf(pid int) (group, bool)
+	// others returns the groups of an init system's unit of that name.
+	others(unit string) []group
 	// close lets go of what the tracker holds.
 	close()
 }
@@ -79,6 +84,9 @@ func (t *cgroups) close() { t.root.Close() }
 // folder is u-UNIT/c-NAME. The prefixes keep units apart from cgroup's own
 // files; all groups of one unit share a parent, which rules can match.
 func (gr group) folder() string {
+	if gr.other != "" {
+		return gr.other
+	}
 	return path.Join("u-"+gr.unit, "c-"+strconv.FormatUint(uint64(gr.name), 10))
 }
 
@@ -156,21 +164,53 @@ func (t *cgroups) sweep(groups []group) []group {
 	return gone
 }
 
-// inGroup finds a group's folder in a line of /proc/PID/cgroup. A recipe may
-// have made folders below it.
-var inGroup = regexp.MustCompile(`(?m)^0::.*?/u-([^/\n]+)/c-([0-9]+)(?:/|$)`)
+// inGroup finds a group's folder in a line of /proc/PID/cgroup, and inOther one
+// of an init system. A recipe may have made folders below them.
+var (
+	inGroup = regexp.MustCompile(`(?m)^0::.*?/u-([^/\n]+)/c-([0-9]+)(?:/|$)`)
+	inOther = regexp.MustCompile(`(?m)^0::/((?:[^/\n]+\.slice/)*([^/\n]+\.(?:service|scope|socket|mount|swap)))(?:/|$)`)
+)
 
 func (t *cgroups) groupOf(pid int) (group, bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
 		return group{}, false
 	}
-	m := inGroup.FindSubmatch(b)
-	if m == nil {
-		return group{}, false
+	if m := inGroup.FindSubmatch(b); m != nil {
+		n, err := strconv.ParseUint(string(m[2]), 10, 32)
+		return group{unit: string(m[1]), name: uint32(n)}, err == nil
 	}
-	n, err := strconv.ParseUint(string(m[2]), 10, 32)
-	return group{unit: string(m[1]), name: uint32(n)}, err == nil
+	if m := inOther.FindSubmatch(b); m != nil {
+		return group{unit: string(m[2]), other: string(m[1])}, true
+	}
+	return group{}, false
+}
+
+// others looks for the folder of a unit in the slices of an init system.
+func (t *cgroups) others(unit string) []group {
+	if !inOther.MatchString("0::/" + unit) {
+		return nil
+	}
+	var found []group
+	var look func(slice string)
+	look = func(slice string) {
+		f, err := openat(t.root, path.Join(".", slice), unix.O_DIRECTORY)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		names, _ := f.Readdirnames(-1)
+		for _, name := range names {
+			switch p := path.Join(slice, name); {
+			case name == unit:
+				found = append(found, group{unit: unit, other: p})
+			case strings.HasSuffix(name, ".slice"):
+				look(p)
+			}
+		}
+	}
+	look("")
+	return found
 }
 
 // removed says that a folder was gone before it was opened, or after.

@@ -70,6 +70,8 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 			case <-signals:
 			case <-children:
 				spawner.reap()
+			case listener := <-opts.Watched:
+				watcher.listen(listener)
 			}
 		}
 	})
@@ -211,7 +213,8 @@ func (g *guest) request(f frame) error {
 		if err != nil {
 			return err
 		}
-		g.kill(f.id, g.groupsOf(func(gr group) bool { return gr.unit == m.Unit }))
+		groups := g.groupsOf(func(gr group) bool { return gr.unit == m.Unit })
+		g.kill(f.id, append(groups, g.tracker.others(m.Unit)...))
 	case kindPut:
 		m, err := decode[put](f)
 		if err != nil {

@@ -91,7 +91,6 @@ type attemptKey struct {
 
 // watcher notes attempts.
 type watcher struct {
-	notify  int // the seccomp listener; -1 if there can be none
 	stop    [2]int
 	proc    *os.File
 	tracker tracker
@@ -170,7 +169,8 @@ func newWatcher(s *spawner) (*watcher, error) {
 		w.proc.Close()
 		return nil, fmt.Errorf("making a pipe: %w", err)
 	}
-	s.do(func() { w.notify, err = watch() })
+	notify := -1
+	s.do(func() { notify, err = watch() })
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {
 		// Whoever started bj watches already, as some container runtimes do, or the
 		// kernel is too old. Who it was will not be known; what is blocked is.
@@ -182,17 +182,22 @@ func newWatcher(s *spawner) (*watcher, error) {
 		unix.Close(w.stop[1])
 		return nil, err
 	}
-	w.done.Go(w.run)
+	w.listen(notify)
 	return w, nil
+}
+
+// listen watches by a listener, which is closed with the watcher.
+func (w *watcher) listen(notify int) {
+	w.done.Go(func() {
+		defer unix.Close(notify)
+		w.run(notify)
+	})
 }
 
 // close ends the watching; calls that are stopped fail.
 func (w *watcher) close() {
 	unix.Close(w.stop[1])
 	w.done.Wait()
-	if w.notify >= 0 {
-		unix.Close(w.notify)
-	}
 	unix.Close(w.stop[0])
 	w.proc.Close()
 }
@@ -218,12 +223,12 @@ type (
 
 const continueFlag = 1 // SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
-func (w *watcher) run() {
+func (w *watcher) run(notify int) {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
 	slots := make(chan struct{}, 16)
 	for {
-		fds := []unix.PollFd{{Fd: int32(w.notify), Events: unix.POLLIN}, {Fd: int32(w.stop[0]), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(notify), Events: unix.POLLIN}, {Fd: int32(w.stop[0]), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
@@ -237,7 +242,7 @@ func (w *watcher) run() {
 			continue
 		}
 		var n notification
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(w.notify), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(notify), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
 			continue // it was killed meanwhile
 		}
 		slots <- struct{}{}
@@ -245,7 +250,7 @@ func (w *watcher) run() {
 			defer func() { <-slots }()
 			found := w.look(&n)
 			r := response{id: n.id, flags: continueFlag}
-			unix.Syscall(unix.SYS_IOCTL, uintptr(w.notify), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
+			unix.Syscall(unix.SYS_IOCTL, uintptr(notify), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
 			for i := range found {
 				found[i].bound()
 			}

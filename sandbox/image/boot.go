@@ -38,19 +38,20 @@ type Boot struct {
 	Initramfs string   // path
 	Cmdline   []string // without the console, and without the agent's arguments
 	Disk      Disk
-	Systemd   bool // the root is to be started by its own /sbin/init, the agent beside it
+	Systemd   bool // the root's own /sbin/init is started when the seal holds, the agent beside it
 	// About says what it is, for the verdict; Digest is of all of it.
 	About, Digest string
 }
 
-// Disk is the disk that a machine's root comes from. It is never written to.
+// Disk is the disk that a machine's root comes from. The file is never written
+// to.
 type Disk struct {
 	Path   string
 	Format string // "raw" or "qcow2"
-	// Whole is a disk with its own partitions, boot loader and system, which
-	// starts by itself: then there is no Kernel and no Initramfs. Otherwise it
-	// holds one squashfs.
+	// Whole is a disk that somebody else made, with a root file system on it or
+	// in one of its partitions. Otherwise it holds one squashfs.
 	Whole bool
+	Size  int64 // of a whole disk, as a machine sees it, in bytes
 }
 
 // Cmdline is what a kernel in a virtual machine is told: what makes it start
@@ -62,6 +63,16 @@ var cmdline = []string{
 	"8250.nr_uarts=1", "no_timer_check", "noreplace-smp", "net.ifnames=0",
 }
 
+// systemdCmdline is what an image's own systemd is told: the machine's network,
+// names and disks are made already, and what would make them otherwise is left
+// out, as is who would ask for settings over the network.
+var systemdCmdline = []string{
+	"fstab=no", "cloud-init=disabled", "systemd.firstboot=no", "systemd.getty_auto=no",
+	"systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket", "systemd.mask=systemd-networkd-wait-online.service",
+	"systemd.mask=NetworkManager.service", "systemd.mask=NetworkManager-wait-online.service",
+	"systemd.mask=networking.service", "systemd.mask=ifup@eth0.service", "systemd.mask=dhcpcd.service",
+}
+
 // Modules that virtual machines need, beside those that these depend on. What a
 // kernel has built in, or not at all, is passed over.
 var (
@@ -70,6 +81,8 @@ var (
 		"virtio_blk", "virtio_net", "virtio_rng", "squashfs", "overlay", "af_packet",
 		"nf_tables", "nft_objref", "nf_conntrack_netlink", "nfnetlink_log", "nfnetlink_queue", "nft_ct", "nft_log", "nft_socket", "nft_limit", "nft_counter", "nft_reject_inet", "nft_queue",
 	}
+	// diskModules are those that the disks of others need.
+	diskModules = []string{"ext4", "xfs", "btrfs"}
 )
 
 // Boot returns what a virtual machine boots for an image, nil meaning Standard,
@@ -85,70 +98,59 @@ func (s *Store) Boot(ctx context.Context, i *sandbox.Image, agent string, progre
 		return Boot{}, &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("image %s: a virtual machine cannot have the host's root", i.Name),
 			Hint: "leave the image out, which is a small Debian then, or name its packages with image(debian = [...])"}
 	}
-	if i.Disk != "" {
-		return s.diskBoot(i)
-	}
 	k, err := s.Kernel(ctx, i.Kernel, progress)
 	if err != nil {
 		return Boot{}, err
 	}
 	b := Boot{Kernel: k.Path, Cmdline: slices.Clone(cmdline), Systemd: i.Systemd}
+	late := lateModules
+	if i.Disk != "" {
+		late = slices.Concat(lateModules, diskModules)
+	}
 	digest := k.Digest
-	if b.Initramfs, err = s.initramfs(ctx, k, agent, &digest, progress); err != nil {
+	if b.Initramfs, err = s.initramfs(ctx, k, agent, late, &digest, progress); err != nil {
 		return Boot{}, err
 	}
-	r, err := s.Root(ctx, i, progress)
-	if err != nil {
-		return Boot{}, err
+	what, content := "", ""
+	if i.Disk != "" {
+		if b.Disk, what, err = s.disk(ctx, i, progress); err != nil {
+			return Boot{}, err
+		}
+		content = filepath.Base(b.Disk.Path)
+	} else {
+		r, err := s.Root(ctx, i, progress)
+		if err != nil {
+			return Boot{}, err
+		}
+		if i.Systemd {
+			if err := hasSystemd(r.tar); err != nil {
+				return Boot{}, hint(fmt.Errorf("image %s: %w", i.Name, err), "systemd = True boots the image's own systemd: install the packages systemd and systemd-sysv, or leave it out")
+			}
+		}
+		if b.Disk.Path, err = s.Squashfs(ctx, r, progress); err != nil {
+			return Boot{}, err
+		}
+		b.Disk.Format = "raw"
+		what, content = r.String(), r.Digest
 	}
-	if b.Disk.Path, err = s.Squashfs(ctx, r, progress); err != nil {
-		return Boot{}, err
+	if i.Systemd {
+		b.Cmdline = append(b.Cmdline, systemdCmdline...)
+		what += ", booted by its systemd"
 	}
-	b.Disk.Format = "raw"
-	b.About = fmt.Sprintf("%s, %s", r, k.About)
-	b.Digest = textDigest(strings.Join(append([]string{digest, r.Digest, fmt.Sprint(i.Systemd)}, b.Cmdline...), "\n"))
-	return b, nil
-}
-
-// diskBoot is an image that boots by itself.
-func (s *Store) diskBoot(i *sandbox.Image) (Boot, error) {
-	file := i.Disk
-	if !filepath.IsAbs(file) {
-		file = filepath.Join(s.Workspace, file)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return Boot{}, &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("image %s: %w", i.Name, err), Hint: "disk = names a qcow2 or raw image"}
-	}
-	defer f.Close()
-	head := make([]byte, 4)
-	if _, err := f.Read(head); err != nil {
-		return Boot{}, fmt.Errorf("image %s: reading %s: %w", i.Name, file, err)
-	}
-	b := Boot{Disk: Disk{Path: file, Format: "raw", Whole: true}}
-	if string(head) == "QFI\xfb" {
-		b.Disk.Format = "qcow2"
-	}
-	// Reading gigabytes for each lease would cost more than the machine: what
-	// the file is was decided by whoever keeps it.
-	st, err := f.Stat()
-	if err != nil {
-		return Boot{}, err
-	}
-	b.About = fmt.Sprintf("disk %s of %s, %s", filepath.Base(file), st.ModTime().UTC().Format("2006-01-02 15:04:05"), megabytes(st.Size()))
-	b.Digest = textDigest(fmt.Sprintf("%s %d %d", file, st.Size(), st.ModTime().UnixNano()))
+	b.About = fmt.Sprintf("%s, %s", what, k.About)
+	b.Digest = textDigest(strings.Join(append([]string{digest, content, fmt.Sprint(i.Systemd)}, b.Cmdline...), "\n"))
 	return b, nil
 }
 
 // initramfs makes the archive of agent and modules, and adds what it holds to
 // digest.
-func (s *Store) initramfs(ctx context.Context, k Kernel, agent string, digest *string, progress func(string)) (string, error) {
+func (s *Store) initramfs(ctx context.Context, k Kernel, agent string, late []string, digest *string, progress func(string)) (string, error) {
 	program, err := fileDigest(agent)
 	if err != nil {
 		return "", fmt.Errorf("reading the agent: %w", err)
 	}
 	*digest += " " + program
-	key := fmt.Sprintf("initramfs 1 of kernel %s, agent %s, modules %s and %s", k.Digest, program, strings.Join(earlyModules, " "), strings.Join(lateModules, " "))
+	key := fmt.Sprintf("initramfs 1 of kernel %s, agent %s, modules %s and %s", k.Digest, program, strings.Join(earlyModules, " "), strings.Join(late, " "))
 	m, err := s.cached(ctx, key, progress, func(work string) (made, error) {
 		init, err := os.ReadFile(agent)
 		if err != nil {
@@ -163,7 +165,7 @@ func (s *Store) initramfs(ctx context.Context, k Kernel, agent string, digest *s
 		for _, set := range []struct {
 			name  string
 			names []string
-		}{{"early", earlyModules}, {"late", lateModules}} {
+		}{{"early", earlyModules}, {"late", late}} {
 			files, err := k.order(set.names, loaded)
 			if err != nil {
 				return made{}, fmt.Errorf("reading the modules of %s: %w", k.About, err)

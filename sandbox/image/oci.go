@@ -1,12 +1,14 @@
 package image
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -46,7 +48,7 @@ func (s *Store) ociRoot(ctx context.Context, i *sandbox.Image, progress func(str
 	if err != nil {
 		return made{}, fmt.Errorf("reading the OCI layout %s: %w", dir, err)
 	}
-	return s.cached(ctx, "root 1 of the OCI image "+hash.String(), progress, func(work string) (made, error) {
+	return s.cached(ctx, "root 2 of the OCI image "+hash.String(), progress, func(work string) (made, error) {
 		start := time.Now()
 		progress("unpacking the OCI image " + i.OCI)
 		if err := validate.Image(image); err != nil {
@@ -63,7 +65,7 @@ func (s *Store) ociRoot(ctx context.Context, i *sandbox.Image, progress func(str
 		defer f.Close()
 		content := mutate.Extract(image)
 		defer content.Close()
-		if _, err := io.Copy(f, stopReader{ctx, content}); err != nil {
+		if err := withoutIdentity(f, stopReader{ctx, content}); err != nil {
 			return made{}, fmt.Errorf("unpacking the OCI layout %s: %w", dir, err)
 		}
 		if err := f.Close(); err != nil {
@@ -78,6 +80,35 @@ func (s *Store) ociRoot(ctx context.Context, i *sandbox.Image, progress func(str
 		}
 		return m, err
 	})
+}
+
+// withoutIdentity copies a tar, but for what tells one machine from another: no
+// two machines of an image may share that.
+func withoutIdentity(to io.Writer, from io.Reader) error {
+	own := func(name string) bool {
+		name = tarName(name)
+		key, _ := path.Match("etc/ssh/ssh_host_*", name)
+		return key || name == "var/lib/dbus/machine-id" || name == "var/lib/systemd/random-seed"
+	}
+	w := tar.NewWriter(to)
+	for t := tar.NewReader(from); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return w.Close()
+		}
+		if err != nil {
+			return err
+		}
+		if own(h.Name) || h.Typeflag == tar.TypeLink && own(h.Linkname) {
+			continue
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, t); err != nil {
+			return err
+		}
+	}
 }
 
 func short(h v1.Hash) string { return h.Algorithm + ":" + h.Hex[:12] }

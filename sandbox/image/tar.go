@@ -57,9 +57,31 @@ func inTar(file, name string) (bool, error) {
 
 // hasShell reports as an error that a root has no /bin/sh.
 func hasShell(file string) error {
+	if _, ok, err := inRoot(file, "bin/sh"); err != nil || ok {
+		return err
+	}
+	return errors.New("it has no /bin/sh")
+}
+
+// hasSystemd reports as an error that a root cannot be booted by its systemd.
+func hasSystemd(file string) error {
+	target, ok, err := inRoot(file, "sbin/init")
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return errors.New("it has no /sbin/init")
+	case path.Base(target) != "systemd":
+		return fmt.Errorf("its /sbin/init is /%s, and not systemd", target)
+	}
+	return nil
+}
+
+// inRoot looks for a program of a tar, and returns where its links lead.
+func inRoot(file, name string) (target string, ok bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return err
+		return "", false, err
 	}
 	defer f.Close()
 	links, files := map[string]string{}, map[string]bool{}
@@ -69,7 +91,7 @@ func hasShell(file string) error {
 			break
 		}
 		if err != nil {
-			return err
+			return "", false, err
 		}
 		switch name := tarName(h.Name); h.Typeflag {
 		case tar.TypeSymlink:
@@ -83,10 +105,8 @@ func hasShell(file string) error {
 			}
 		}
 	}
-	if !files[follow(links, "bin/sh")] {
-		return errors.New("it has no /bin/sh")
-	}
-	return nil
+	target = follow(links, name)
+	return target, files[target], nil
 }
 
 // follow resolves the links of a tar in name.

@@ -71,6 +71,17 @@ func (p plan) xml() (string, error) {
 		}
 	}
 	disks := []libvirtxml.DomainDisk{disk(0, p.boot.Disk.Path, p.boot.Disk.Format)}
+	if p.boot.Disk.Whole {
+		// What lies below is named here, so that nobody looks for it in the files.
+		disks[0].BackingStore = &libvirtxml.DomainDiskBackingStore{
+			Format: &libvirtxml.DomainDiskFormat{Type: p.boot.Disk.Format}, Source: disks[0].Source,
+			BackingStore: &libvirtxml.DomainDiskBackingStore{},
+		}
+		// A machine does not outlive its overlay, so nothing need reach the disk;
+		// and where that is full the machine is told, rather than stopped.
+		disks[0].Driver = &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2", Cache: "unsafe", ErrorPolicy: "report", Discard: "unmap"}
+		disks[0].Source, disks[0].ReadOnly = overlaySource(p), nil
+	}
 	for i, path := range p.layers {
 		disks = append(disks, disk(i+1, path, "raw"))
 	}
@@ -123,4 +134,8 @@ func (p plan) xml() (string, error) {
 		}}
 	}
 	return d.Marshal()
+}
+
+func overlaySource(p plan) *libvirtxml.DomainDiskSource {
+	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: overlayPath(p.domain())}}
 }

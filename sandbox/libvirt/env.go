@@ -63,6 +63,16 @@ func (e *environment) Machines() []sandbox.Machine {
 	return ms
 }
 
+// Seal implements sandbox.Environment. Machines that boot their own systemd do so
+// under the first one, and are there when it returns.
+func (e *environment) Seal(ctx context.Context, p sandbox.Policy) error {
+	first := !e.Sealed()
+	if err := e.Client.Seal(ctx, p); err != nil || !first {
+		return err
+	}
+	return e.startInits(ctx)
+}
+
 // Release ends the gateway, and with it every link, and then destroys the
 // machines.
 func (e *environment) Release(ctx context.Context) error {
@@ -140,6 +150,8 @@ type guestMachine struct {
 	control *control
 	channel net.Conn // the agent's
 	client  *agent.Client
+	systemd bool   // its root is booted by its systemd
+	console string // path
 }
 
 func (g *guestMachine) Name() string          { return g.name }

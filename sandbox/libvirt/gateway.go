@@ -29,6 +29,8 @@ func Main(args []string) (handled bool, err error) {
 	switch {
 	case os.Getpid() == 1 && len(args) > 0 && args[0] == "/init":
 		guestMain()
+	case os.Getppid() == 1 && len(args) == 2 && args[0] == besideCommand && args[1] == besideArg:
+		besideMain()
 	case len(args) > 1 && args[1] == hubCommand:
 		return true, gatewayMain()
 	}

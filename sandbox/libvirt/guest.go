@@ -27,7 +27,11 @@ import (
 
 // guestMain is the first process of a virtual machine. It ends with the machine.
 func guestMain() {
-	err := guest()
+	powerOff(guest())
+}
+
+// powerOff ends the machine, and says why on its console.
+func powerOff(err error) {
 	if err != nil {
 		os.WriteFile("/dev/console", []byte("bj: error: "+err.Error()+"\n"), 0)
 	}
@@ -60,17 +64,25 @@ func guest() error {
 	if err != nil {
 		return err
 	}
-	g := &machine{channel: channel, ended: make(chan error, 1)}
+	g := &machine{channel: channel, ended: make(chan error, 2)}
 	go func() { g.ended <- g.serve(ctl) }()
-	return <-g.ended
+	if err := <-g.ended; !errors.Is(err, errBeside) {
+		return err
+	}
+	return g.handOver(ctl)
 }
 
 // machine is the guest's side of the control channel.
 type machine struct {
-	channel *os.File
-	inside  *hub.Inside
-	ended   chan error
+	channel  *os.File
+	identity identity
+	inside   *hub.Inside
+	first    *firstProcess // where the agent is beside an init system
+	ended    chan error
 }
+
+// errBeside says that the agent is to go on beside the machine's init system.
+var errBeside = errors.New("the agent is to go on in a process of its own")
 
 func (g *machine) serve(ctl *os.File) error {
 	out := json.NewEncoder(ctl)
@@ -85,6 +97,9 @@ func (g *machine) serve(ctl *os.File) error {
 			return fmt.Errorf("reading a request: %w", err)
 		}
 		result, err := g.handle(r)
+		if errors.Is(err, errBeside) {
+			return err // who goes on answers
+		}
 		var answer response
 		if err == nil {
 			answer.Result, err = json.Marshal(result)
@@ -135,6 +150,11 @@ func (g *machine) handle(r request) (any, error) {
 		return g.inside.Flows()
 	case "rules":
 		return g.inside.Rules()
+	case "begin":
+		if g.first == nil {
+			return nil, errors.New("the machine has no init system")
+		}
+		return nil, g.first.begin()
 	}
 	return nil, fmt.Errorf("the machine knows no %q", r.Method)
 }
@@ -162,10 +182,11 @@ func (g *machine) become(id identity) error {
 	if err := buildRoot(id); err != nil {
 		return err
 	}
-	g.inside = &hub.Inside{Name: id.Name, Index: id.Index, V4: id.V4, V6: id.V6}
-	go func() {
-		g.ended <- agent.Serve(context.Background(), g.channel, agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"})
-	}()
+	if id.Systemd {
+		g.identity = id
+		return errBeside
+	}
+	g.run(id)
 	return nil
 }
 
@@ -176,6 +197,16 @@ func setClock(now int64) error {
 		return fmt.Errorf("setting the clock: %w", err)
 	}
 	return nil
+}
+
+// run starts the agent of a machine whose root is there.
+func (g *machine) run(id identity) {
+	g.inside = &hub.Inside{Name: id.Name, Index: id.Index, V4: id.V4, V6: id.V6}
+	opts := agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"}
+	if g.first != nil {
+		opts.Watched = g.first.watched
+	}
+	go func() { g.ended <- agent.Serve(context.Background(), g.channel, opts) }()
 }
 
 // setMAC gives the machine's link, which is down, its address.
@@ -284,8 +315,10 @@ func addEntropy(b []byte) error {
 	return nil
 }
 
-// buildRoot mounts the disks read-only, memory above, and moves there.
-func buildRoot(id identity) error {
+// mountRoot mounts what the root is made of, at /root: squashfs disks that are
+// read-only, with memory above; or the root on a disk of somebody else's, which
+// is written to, unless something is laid over it.
+func mountRoot(id identity) error {
 	var lower []string
 	for i := range id.Layers + 1 {
 		// The root is the first disk; layers follow, and lie above it.
@@ -293,10 +326,17 @@ func buildRoot(id identity) error {
 		if err := await(dev, func() (bool, error) { _, err := os.Stat(dev); return err == nil, nil }); err != nil {
 			return err
 		}
+		if i == 0 && id.Whole && id.Layers == 0 {
+			return mountWhole(dev, "/root")
+		}
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
-		if err := unix.Mount(dev, dir, "squashfs", unix.MS_RDONLY, ""); err != nil {
+		if i == 0 && id.Whole {
+			if err := mountWhole(dev, dir); err != nil {
+				return err
+			}
+		} else if err := unix.Mount(dev, dir, "squashfs", unix.MS_RDONLY, ""); err != nil {
 			return fmt.Errorf("mounting %s: %w", dev, err)
 		}
 		if i > 0 {
@@ -318,6 +358,19 @@ func buildRoot(id identity) error {
 	}
 	if err := unix.Mount("overlay", "/root", "overlay", 0, "lowerdir="+strings.Join(lower, ":")+",upperdir=/upper/files,workdir=/upper/work"); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
+	}
+	return nil
+}
+
+// buildRoot mounts the root, makes it this machine's, and moves there.
+func buildRoot(id identity) error {
+	if err := mountRoot(id); err != nil {
+		return err
+	}
+	if id.Whole {
+		if err := forgetIdentity("/root"); err != nil {
+			return err
+		}
 	}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "root", "home", "mnt", "opt", "srv", "var/tmp", "var/log", "var/lib", "var/cache", "etc"} {
 		if err := os.MkdirAll("/root/"+dir, 0o755); err != nil {
@@ -386,6 +439,14 @@ func buildRoot(id identity) error {
 		if err := os.Symlink(target, "/dev/"+name); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("linking /dev/%s: %w", name, err)
 		}
+	}
+	if id.Systemd {
+		if to, err := filepath.EvalSymlinks("/sbin/init"); err != nil || filepath.Base(to) != "systemd" {
+			return errors.New("the image has no systemd at /sbin/init")
+		}
+	}
+	if _, err := os.Stat("/bin/sh"); err != nil {
+		return errors.New("the image has no /bin/sh")
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func (p *Provider) Reap(ctx context.Context) ([]string, error) {
 			_ = destroyLease(ctx, l, name)
 		}
 		endPipes(p.files(name))
-		return errors.Join(killEmulators(ctx, name), removeTaps(name), os.RemoveAll(p.files(name)))
+		return errors.Join(killEmulators(ctx, name), removeTaps(name), removeOverlays(name), os.RemoveAll(p.files(name)))
 	})
 }
 
@@ -235,9 +235,6 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 		if !m.V4.Is4() || !m.V6.Is6() {
 			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
 		}
-		if m.Image != nil && (m.Image.Systemd || m.Image.Disk != "") {
-			return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("leasing %s: this version cannot start the image %q by itself yet", m.Name, m.Image.Name), Hint: "use image(debian = [...]) without systemd"}
-		}
 	}
 	if sum > total {
 		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("the machines ask for %d MiB of memory with their kernels, this host has %d", sum>>20, total>>20), Hint: "ask for less memory, or run it on a larger host"}
@@ -280,6 +277,8 @@ func explain(err error) error {
 		e.Hint = "the disk is full: df -h says which; BJ_CACHE names another folder for images"
 	case strings.Contains(text, "emulator") || strings.Contains(text, "qemu-system"):
 		e.Hint = "apt-get install " + emulatorPackage
+	case strings.Contains(text, "root file system of a Linux") || strings.Contains(text, "the disk's /etc/fstab"):
+		e.Hint = "disk = names the disk of an installed Linux on ext4, xfs or btrfs, without LVM and encryption, or its root file system"
 	}
 	return e
 }
@@ -533,6 +532,11 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 	if err := addTap(m.domain()); err != nil {
 		return nil, err
 	}
+	unlink, err := m.makeOverlay()
+	if err != nil {
+		return nil, err
+	}
+	defer unlink()
 	// A domain that is created paused has executed nothing.
 	if err := e.ask(ctx, "creating the domain", func() error {
 		_, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
@@ -560,7 +564,7 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 // letRun lets a machine run that stands still: first its link goes to the hub,
 // and its channels are opened. It returns the control channel beside it.
 func (e *environment) letRun(ctx context.Context, m plan) (_ *guestMachine, control net.Conn, err error) {
-	g := &guestMachine{env: e, index: m.index, name: m.name}
+	g := &guestMachine{env: e, index: m.index, name: m.name, systemd: m.boot.Systemd, console: m.console()}
 	if g.domain, err = e.libvirt.DomainLookupByName(m.domain()); err != nil {
 		return nil, nil, fmt.Errorf("finding its domain: %w", err)
 	}
@@ -623,6 +627,7 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 		Hosts:  hub.HostsFile(spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
 		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
+		Whole: m.boot.Disk.Whole, Systemd: m.boot.Systemd,
 		MAC: hub.HardwareAddr(0, g.index).String(), Entropy: make([]byte, 64),
 	}
 	var machine [16]byte

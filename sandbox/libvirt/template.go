@@ -174,6 +174,11 @@ func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error
 	if err := addTap(m.domain()); err != nil {
 		return nil, err
 	}
+	unlink, err := m.makeOverlay()
+	if err != nil {
+		return nil, err
+	}
+	defer unlink()
 	fifo := m.port(pipeSuffix)
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		return nil, fmt.Errorf("making a pipe: %w", err)
@@ -308,6 +313,9 @@ func (p plan) rename(description string) (string, error) {
 			return "", errors.New("it has a channel that is not bj's")
 		}
 		d.Devices.Channels[i].Source = &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: p.port(c.Target.VirtIO.Name)}}
+	}
+	if p.boot.Disk.Whole && len(d.Devices.Disks) > 0 {
+		d.Devices.Disks[0].Source = overlaySource(p)
 	}
 	return d.Marshal()
 }

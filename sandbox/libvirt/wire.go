@@ -51,6 +51,8 @@ type identity struct {
 	Hosts     string // /etc/hosts
 	Resolv    string // /etc/resolv.conf
 	Disk      int64  // bytes of memory above the root; 0 for the kernel's default
+	Whole     bool   // the root is on a disk that somebody else made
+	Systemd   bool   // the root is booted by its systemd when the seal holds
 	Layers    int    // disks that are laid over the root, the first on top
 	MAC       string // of its link: a restored machine remembers another's
 	Clock     int64  // Unix nanoseconds
