@@ -65,11 +65,13 @@ var cmdline = []string{
 
 // systemdCmdline is what an image's own systemd is told: the machine's network,
 // names and disks are made already, and what would make them otherwise is left
-// out, as is who would ask for settings over the network.
+// out, as are who would ask for settings over the network, consoles that nobody
+// looks at, and the care of disks that are thrown away.
 var systemdCmdline = []string{
 	"fstab=no", "cloud-init=disabled", "systemd.firstboot=no", "systemd.getty_auto=no",
 	"systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket", "systemd.mask=systemd-networkd-wait-online.service",
 	"systemd.mask=NetworkManager.service", "systemd.mask=NetworkManager-wait-online.service",
+	"systemd.mask=getty@tty1.service", "systemd.mask=e2scrub_reap.service", "systemd.mask=proc-sys-fs-binfmt_misc.automount",
 	"systemd.mask=networking.service", "systemd.mask=ifup@eth0.service", "systemd.mask=dhcpcd.service",
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ type environment struct {
 	expire   *time.Timer
 	asking   sync.WaitGroup // calls of libvirt that may make something
 	kvm      bool
-	about    string // what the machines boot
+	about    []string // what the machines boot
 
 	release sync.Once
 	relErr  error
@@ -46,12 +47,12 @@ func (e *environment) Root() string {
 	if e.kvm {
 		how = "KVM"
 	}
-	return "virtual machine (" + how + "): " + e.about
+	return "virtual machine (" + how + "): " + strings.Join(e.about, "; ")
 }
 
 // Free implements sandbox.Environment.
 func (e *environment) Free() []string {
-	return []string{"names: hosts file", "clock: the host's", "entropy: the host's", "programs: " + e.about}
+	return []string{"names: hosts file", "clock: the host's", "entropy: the host's", "programs: " + strings.Join(e.about, "; ")}
 }
 
 // Machines implements sandbox.Environment.

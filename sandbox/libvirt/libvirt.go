@@ -32,6 +32,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -374,7 +375,9 @@ func (e *environment) start(ctx context.Context) error {
 			return err
 		}
 		plans[i].index, plans[i].uid, plans[i].gid = i, uid, gid
-		e.about = plans[i].boot.About
+		if !slices.Contains(e.about, plans[i].boot.About) {
+			e.about = append(e.about, plans[i].boot.About)
+		}
 	}
 	if err := e.open(plans); err != nil {
 		return err
@@ -536,12 +539,13 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unlink()
 	// A domain that is created paused has executed nothing.
-	if err := e.ask(ctx, "creating the domain", func() error {
+	err = e.ask(ctx, "creating the domain", func() error {
 		_, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
 		return err
-	}); err != nil {
+	})
+	unlink()
+	if err != nil {
 		return nil, err
 	}
 	g, conn, err := e.letRun(ctx, m)
