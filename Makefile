@@ -15,7 +15,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.3.0
 # are compared with bwrap, the tests of --changed-since make a repository, the
 # example of Bazel is run by Debian's, and
 # the graph's page is opened in a Chromium, where axe-core looks at it.
-NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium java:default-jre-headless npm:npm dot:graphviz bazel:bazel-bootstrap virsh:libvirt-clients libvirtd:libvirt-daemon virt-qemu-run:libvirt-daemon-driver-qemu virtlogd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap
+NEEDS := nft:nftables ip:iproute2 tc:iproute2 bwrap:bubblewrap nsenter:util-linux pgrep:procps perl:perl git:git dpkg-deb:dpkg chromium:chromium java:default-jre-headless npm:npm dot:graphviz bazel:bazel-bootstrap virsh:libvirt-clients libvirtd:libvirt-daemon virt-qemu-run:libvirt-daemon-driver-qemu virtlogd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs
 
 AXE       := axe-core@4.14.1
 VNU       := vnu-jar@26.9.27

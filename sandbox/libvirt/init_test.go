@@ -118,55 +118,65 @@ func sum(t *testing.T, path string) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// Two machines boot their own systemd: one from packages, one from a disk that
-// somebody else made.
-func TestSystemd(t *testing.T) {
-	startLibvirt(t)
-	p := provider(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
+// systemdImage is a small Debian with systemd, and the folder of its root.
+func systemdImage(t *testing.T, p *Provider) (i *fleet.Image, r image.Root, tree string) {
+	t.Helper()
+	i = &fleet.Image{Name: "packages", Debian: []string{"netcat-openbsd"}, Systemd: true}
+	r, err := p.opts.Images.Root(t.Context(), i, p.opts.Notice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tree, err = p.opts.Images.Tree(t.Context(), r, p.opts.Notice); err != nil {
+		t.Fatal(err)
+	}
+	return i, r, tree
+}
+
+// booting leases one machine that boots its own systemd, seals it, and returns it
+// when systemd runs. It is released with the test.
+func booting(t *testing.T, p *Provider, i *fleet.Image) (sandbox.Environment, sandbox.Machine) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	packages := &fleet.Image{Name: "packages", Debian: []string{"netcat-openbsd"}, Systemd: true}
-	root, err := p.opts.Images.Root(ctx, packages, p.opts.Notice)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree, err := p.opts.Images.Tree(ctx, root, p.opts.Notice)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := diskOf(t, tree, 900<<20)
-	before := sum(t, path)
-	s := spec(2)
-	s.Machines[0].Image = packages
-	s.Machines[1].Image = &fleet.Image{Name: "disk", Disk: path + "@sha256:" + before, Systemd: true}
-	for i := range s.Machines {
-		s.Machines[i].Files = []sandbox.File{
-			{Path: "/etc/systemd/system/web.service", Mode: 0o644, Content: []byte("[Service]\nExecStart=/bin/sh -c 'while :; do hostname | nc -l -p 7000 -q 0; done'\nRestart=on-failure\nRestartSec=100ms\n")},
-			{Path: "/etc/systemd/system/phone.service", Mode: 0o644, Content: []byte("[Service]\nType=oneshot\nExecStart=-/bin/nc -w 1 192.0.2.7 81\nExecStart=-/bin/nc -w 1 127.0.0.1 9999\n")},
-		}
+	s := spec(1)
+	s.Machines[0].Image = i
+	s.Machines[0].Files = []sandbox.File{
+		{Path: "/etc/systemd/system/web.service", Mode: 0o644, Content: []byte("[Service]\nExecStart=/bin/sh -c 'while :; do hostname | nc -l -p 7000 -q 0; done'\nRestart=on-failure\nRestartSec=100ms\n")},
+		{Path: "/etc/systemd/system/phone.service", Mode: 0o644, Content: []byte("[Service]\nType=oneshot\nExecStart=-/bin/nc -w 1 192.0.2.7 81\nExecStart=-/bin/nc -w 1 127.0.0.1 9999\n")},
 	}
 	env, err := p.Lease(ctx, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nothingLeft(t, p, env.Name())
-	defer func() {
-		if err := env.Release(context.WithoutCancel(ctx)); err != nil {
+	t.Cleanup(func() {
+		if err := env.Release(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if sum(t, path) != before {
-			t.Error("the disk image was written to")
-		}
-	}()
-	if !strings.Contains(env.Root(), "sha256:"+before[:12]) || !strings.Contains(env.Root(), root.Digest[:12]) {
-		t.Errorf("the verdict would name %s", env.Root())
-	}
+	})
 	if found, _ := filepath.Glob(filepath.Join(overlaysDir, env.Name()+"*")); len(found) > 0 {
 		t.Errorf("%s has a name while the machine runs", found)
 	}
 	if err := env.Seal(ctx, sandbox.Policy{Internal: []sandbox.Ports{{Protocol: "tcp", First: 7000, Last: 7000}}}); err != nil {
 		t.Fatal(err)
 	}
+	m := env.Machines()[0]
+	out, code := sh(t, m, `test "$(cat /proc/1/comm)" = systemd; test "$(hostname)" = m-0; grep -q '^Seccomp:.2' /proc/1/status
+systemctl start web.service; test "$(systemctl is-active web.service)" = active; nc -w 20 m-0 7000 </dev/null; cat /etc/machine-id`)
+	if code != 0 || !strings.HasPrefix(out, "m-0\n") || len(out) != 37 {
+		t.Fatalf("the machine is not what was asked for: %d %s", code, out)
+	}
+	return env, m
+}
+
+// A root of packages is booted by its systemd under the seal; what that starts is
+// watched, and can be killed.
+func TestSystemd(t *testing.T) {
+	startLibvirt(t)
+	p := provider(t)
+	packages, _, _ := systemdImage(t, p)
+	env, m := booting(t, p, packages)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
 	list, err := env.Canaries(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -176,56 +186,62 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("%s: %s: %s", c.Machine, c.Probe, c.Detail)
 		}
 	}
-	m := env.Machines()
-	ids := map[string]bool{}
-	for i := range m {
-		out, code := sh(t, m[i], `set -e
-test "$(cat /proc/1/comm)" = systemd; test "$(hostname)" = `+m[i].Name()+`
-grep -q '^Seccomp:.2' /proc/1/status
-systemctl start web.service; systemctl start phone.service; test "$(systemctl is-active web.service)" = active
-head -c 3000000 /dev/urandom > /var/kept; sync
-cat /etc/machine-id`)
-		if code != 0 || len(out) != 33 || ids[out] {
-			t.Fatalf("%s: %d %s", m[i].Name(), code, out)
-		}
-		ids[out] = true
-	}
-	if out, _ := sh(t, m[1], "grep ' / ' /proc/mounts"); !strings.Contains(out, "/dev/vda2 / ext4 rw") {
-		t.Errorf("the disk's root is %s", out)
-	}
-	for i, want := range []string{"m-1\n", "m-0\n"} {
-		if out, _ := sh(t, m[i], "nc -w 20 "+strings.TrimSpace(want)+" 7000 </dev/null"); out != want {
-			t.Errorf("the service of %s says %q", strings.TrimSpace(want), out)
-		}
+	if out, code := sh(t, m, "systemctl start phone.service"); code != 0 {
+		t.Errorf("starting a unit: %s", out)
 	}
 	flows, err := env.Blocked(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"m-0", "m-1"} {
-		for _, to := range []string{"192.0.2.7:81", "127.0.0.1:9999"} {
-			if !slices.ContainsFunc(flows, func(f sandbox.Flow) bool {
-				return f.Machine == name && f.Destination.String() == to && f.Origin != nil && f.Origin.Unit == "phone.service"
-			}) {
-				t.Errorf("nobody saw phone.service of %s try %s: %+v", name, to, flows)
-			}
+	for _, to := range []string{"192.0.2.7:81", "127.0.0.1:9999"} {
+		if !slices.ContainsFunc(flows, func(f sandbox.Flow) bool {
+			return f.Destination.String() == to && f.Origin != nil && f.Origin.Unit == "phone.service"
+		}) {
+			t.Errorf("nobody saw phone.service try %s: %+v", to, flows)
 		}
 	}
-	if n, err := m[0].KillUnit(ctx, "web.service"); err != nil || n == 0 {
+	if n, err := m.KillUnit(ctx, "web.service"); err != nil || n == 0 {
 		t.Errorf("killing web.service: %d processes, %v", n, err)
 	}
-	if out, code := sh(t, m[0], `for i in $(seq 100); do test "$(systemctl show -P NRestarts web.service)" = 1 && exit; sleep 0.1; done; systemctl status web.service; exit 1`); code != 0 {
+	if out, code := sh(t, m, `for i in $(seq 100); do test "$(systemctl show -P NRestarts web.service)" = 1 && exit; sleep 0.1; done; systemctl status web.service; exit 1`); code != 0 {
 		t.Errorf("systemd has not seen its service die: %s", out)
 	}
-	// A narrower policy does not start systemd again.
+	// A narrower policy closes, and does not start systemd again.
 	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
 		t.Fatal(err)
 	}
-	if out, code := sh(t, m[0], "nc -w 1 m-1 7000 </dev/null"); code == 0 {
+	if out, code := sh(t, m, "nc -w 1 m-0 7000 </dev/null"); code == 0 {
 		t.Errorf("a port that was closed says %s", out)
 	}
-	if err := m[1].Crash(ctx); err != nil {
+}
+
+// A disk that somebody else made is booted by its own systemd, and never written
+// to.
+func TestDisk(t *testing.T) {
+	startLibvirt(t)
+	p := provider(t)
+	_, _, tree := systemdImage(t, p)
+	path := diskOf(t, tree, 900<<20)
+	before := sum(t, path)
+	env, m := booting(t, p, &fleet.Image{Name: "disk", Disk: path + "@sha256:" + before, Systemd: true})
+	if !strings.Contains(env.Root(), "disk disk.qcow2, sha256:"+before[:12]) {
+		t.Errorf("the verdict would name %s", env.Root())
+	}
+	if out, code := sh(t, m, "head -c 3000000 /dev/urandom > /var/kept; sync; grep ' / ' /proc/mounts"); code != 0 || !strings.Contains(out, "/dev/vda2 / ext4 rw") {
+		t.Errorf("the root is %s", out)
+	}
+	if err := m.Crash(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if err := env.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, p, env.Name())
+	if sum(t, path) != before {
+		t.Error("the disk image was written to")
+	}
+	if kept := filepath.Join(p.opts.Images.Dir, "blobs", before); sum(t, kept) != before {
+		t.Error("the copy of the disk image was written to")
 	}
 }
 

@@ -203,6 +203,7 @@ func (e *environment) restore(ctx context.Context, m plan) (*guestMachine, error
 	err = e.ask(ctx, "restoring its template", func() error {
 		return e.libvirt.DomainRestoreFlags(fifo, nil, uint32(govirt.DomainSavePaused))
 	})
+	unlink()
 	if err != nil {
 		pipe.SetDeadline(time.Unix(1, 0))
 	}
