@@ -219,8 +219,9 @@ func (g *guestMachine) startInit(ctx context.Context) (failed []string, err erro
 	}
 	exit, err := proc.Wait(ctx)
 	if err != nil {
+		err = cause(ctx, err)
 		if tail := lastLines(g.console); tail != "" {
-			err = fmt.Errorf("%w; its console says: %s", cause(ctx, err), tail)
+			err = fmt.Errorf("%w; its console says: %s", err, tail)
 		}
 		return nil, err
 	}
