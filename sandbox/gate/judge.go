@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"bj/sandbox"
 )
@@ -116,13 +117,19 @@ func segmentsBelow(p, prefix string) bool {
 	if !ok || rest != "" && rest[0] != '/' {
 		return false
 	}
+	if !utf8.ValidString(p) { // such as a dot in more bytes than it takes
+		return false
+	}
 	for i, c := range []byte(p) {
 		if c < ' ' || c == 0x7f || c == '\\' || c == '/' && i > 0 && p[i-1] == '/' {
 			return false
 		}
 	}
 	for segment := range strings.SplitSeq(p, "/") {
-		name, _, _ := strings.Cut(segment, ";") // some servers cut parameters off first
+		name := segment
+		if i := strings.IndexAny(name, ";?#"); i >= 0 { // some servers decode first, and then cut these off
+			name = name[:i]
+		}
 		if name = strings.TrimSpace(name); name == "." || name == ".." || name == "" && segment != "" {
 			return false
 		}
