@@ -3,6 +3,7 @@ package run
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 
@@ -79,6 +80,37 @@ func listensLine(service string, flow sandbox.Flow) string {
 		port = fmt.Sprintf("%q", port+"/"+flow.Protocol)
 	}
 	return fmt.Sprintf("listens = [%s] of service %s, whose machine it is", port, service)
+}
+
+// lacking says which socket or library of another service a failure's words
+// name, though it is not there: looking for it is no attempt that anybody sees.
+func lacking(f *fleet.Fleet, r *fleet.Recipe, words string) string {
+	allowed := map[string]bool{}
+	for i := range r.Conditions {
+		if r.Conditions[i].Service == "*" {
+			return ""
+		}
+		for _, e := range endpoints(f, &r.Conditions[i]) {
+			allowed[e.URL] = true
+		}
+	}
+	for _, s := range f.Services {
+		if s.Name == r.Service {
+			continue
+		}
+		for _, w := range s.Pathways {
+			for _, e := range w.Endpoints {
+				name := e.Path
+				if e.Scheme == "lib" { // loaders say its name alone
+					name, _, _ = strings.Cut(path.Base(e.Path), "*")
+				}
+				if (e.Scheme == "unix" || e.Scheme == "lib") && !allowed[e.URL] && len(name) > 3 && strings.Contains(words, name) {
+					return fmt.Sprintf("%s is of %s, and absent unless it is allowed: %s", e.Path, s.Name, allowLine(s, w.Name))
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // wanted returns the endpoint that a blocked attempt was for; false if none can

@@ -139,3 +139,24 @@ func TestLikeliest(t *testing.T) {
 		}
 	}
 }
+
+// What a command only looked for is found in its words.
+func TestLacking(t *testing.T) {
+	f := &fleet.Fleet{Services: []*fleet.Service{
+		service("own", "default", "unix:///run/own.sock"),
+		service("cache", "default", "unix:///run/cache.sock"),
+		service("codec", "a", "lib:///usr/lib/libcodec.so*", "b", "lib:///usr/lib/libother.so"),
+	}}
+	for words, want := range map[string]string{
+		"test -S /run/cache.sock": `/run/cache.sock is of cache, and absent unless it is allowed: allow("cache")`,
+		"error while loading shared libraries: libcodec.so.1: cannot open": `/usr/lib/libcodec.so* is of codec, and absent unless it is allowed: allow("codec", "a")`,
+		"test -S /run/own.sock":           "",
+		"libother.so: no such file":       "",
+		"test -S /run/somebody-else.sock": "",
+	} {
+		r := &fleet.Recipe{Service: "own", Conditions: []fleet.Condition{allow("codec", "b")}}
+		if got := lacking(f, r, words); got != want {
+			t.Errorf("%s: %q, want %q", words, got, want)
+		}
+	}
+}

@@ -129,6 +129,9 @@ func (x *execution) account(f *failure) {
 	if f != nil && !f.since.IsZero() {
 		f.blocked, f.earlier = x.site.suspects(flows, f)
 		x.blamed = slices.Concat(f.blocked, f.earlier)
+		if f.hint == "" && !slices.ContainsFunc(x.blamed, func(b event.Blocked) bool { return b.Allow != "" }) {
+			f.hint = lacking(x.plan.fleet, x.plan.Recipe, f.script+"\n"+f.output)
+		}
 	}
 	x.site.tellMattered(flows, f)
 	x.used = x.site.tellUsed(ctx)
