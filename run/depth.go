@@ -27,6 +27,40 @@ func judged(e fleet.Endpoint) *sandbox.HTTP {
 	return h
 }
 
+// numberUnits numbers the units of the recipe, if some condition is for some of
+// them alone: those first, and then the others, so that flows say whose they are.
+func (p *Plan) numberUnits() *Refusal {
+	r := p.Recipe
+	var named []string
+	add := func(unit string) {
+		if !slices.Contains(named, unit) {
+			named = append(named, unit)
+		}
+	}
+	for i := range r.Conditions {
+		c := &r.Conditions[i]
+		for _, u := range c.Only {
+			add(u)
+		}
+		if len(named) > sandbox.MaxUnits {
+			return &Refusal{Code: codeLimits, Pos: c.Pos, Message: fmt.Sprintf("conditions are for %d units, and a seal tells %d apart: %s", len(named), sandbox.MaxUnits, c.Text), Hint: "let steps share a unit"}
+		}
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	for _, a := range r.Strategy {
+		if a.Step != nil {
+			add(a.Step.Unit)
+		}
+	}
+	for _, v := range p.validations() {
+		add(unitOf(v.Title))
+	}
+	p.Policy.Units = named
+	return nil
+}
+
 // openAll opens everything in production, which this host is no part of.
 func (p *Plan) openAll(i int, c *fleet.Condition) *Refusal {
 	host, err := hostAddresses()
@@ -36,7 +70,7 @@ func (p *Plan) openAll(i int, c *fleet.Condition) *Refusal {
 	for _, all := range []string{"0.0.0.0/0", "::/0"} {
 		for _, prefix := range except(netip.MustParsePrefix(all), host) {
 			for _, protocol := range []string{"tcp", "udp", "icmp"} {
-				a := sandbox.Allow{Condition: i, Machines: c.On, Protocol: protocol, Prefix: prefix, First: 1, Last: 65535}
+				a := sandbox.Allow{Condition: i, Machines: c.On, Units: c.Only, Protocol: protocol, Prefix: prefix, First: 1, Last: 65535}
 				if protocol == "icmp" {
 					a.First, a.Last = 0, 0
 				}
@@ -47,7 +81,7 @@ func (p *Plan) openAll(i int, c *fleet.Condition) *Refusal {
 	e := fleet.Endpoint{URL: "everything", Scheme: "dns", Host: "*"}
 	p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
 	if servers, err := hostServers(resolvConf); err == nil {
-		p.Policy.Names = append(p.Policy.Names, sandbox.Names{Condition: i, Machines: c.On, Pattern: "*", Servers: servers})
+		p.Policy.Names = append(p.Policy.Names, sandbox.Names{Condition: i, Machines: c.On, Units: c.Only, Pattern: "*", Servers: servers})
 	}
 	return nil
 }
@@ -147,7 +181,7 @@ func (p *Plan) openSocket(i int, c *fleet.Condition, e fleet.Endpoint) *Refusal 
 	if p.Supply == Recipes {
 		return &Refusal{Code: codeSupply, Pos: c.Pos, Message: fmt.Sprintf("a Unix socket of another service cannot cross machines: %s, of %s", e.URL, c.Text), Hint: "run it with --supply production, or reach the service by its address"}
 	}
-	p.Policy.Sockets = append(p.Policy.Sockets, sandbox.Socket{Condition: i, Machines: c.On, Path: e.Path})
+	p.Policy.Sockets = append(p.Policy.Sockets, sandbox.Socket{Condition: i, Machines: c.On, Units: c.Only, Path: e.Path})
 	p.Contacts = append(p.Contacts, Contact{Condition: i, Endpoint: e})
 	return nil
 }

@@ -34,7 +34,7 @@ type Named struct {
 
 // openNames plans a condition's dns endpoint.
 func (p *Plan) openNames(i int, c *fleet.Condition, e fleet.Endpoint) *Refusal {
-	n := sandbox.Names{Condition: i, Machines: c.On, Pattern: e.Host, Servers: p.servers(c, e)}
+	n := sandbox.Names{Condition: i, Machines: c.On, Units: c.Only, Pattern: e.Host, Servers: p.servers(c, e)}
 	if len(n.Servers) == 0 && p.Supply == Production {
 		var err error
 		if n.Servers, err = hostServers(resolvConf); err != nil {

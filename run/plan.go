@@ -156,6 +156,9 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 		p.Policy.Declared = declared(r, s)
 	}
 	own := ownAddresses(r)
+	if refusal := p.numberUnits(); refusal != nil {
+		return refusal
+	}
 	for i := range r.Conditions {
 		c := &r.Conditions[i]
 		switch {
@@ -167,16 +170,13 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 				return refusal
 			}
 			continue
-		case len(c.Only) > 0:
-			// What a machine's root writes onto its link belongs to no process that
-			// the kernel could be asked about, and the hub sees nothing but packets.
-			return &Refusal{Code: codeLimits, Pos: c.Pos,
-				Message: fmt.Sprintf("a seal cannot tell the units of one machine apart: root there sends packets that belong to no unit: %s", c.Text),
-				Hint:    "give the units machines of their own, and say on= instead of only="}
 		}
 		var seen []sandbox.Allow
 		for _, e := range endpoints(p.fleet, c) {
 			if e.Scheme == "lib" {
+				if len(c.Only) > 0 {
+					return &Refusal{Code: codeLimits, Pos: c.Pos, Message: fmt.Sprintf("a library is there for all units of a machine or for none: %s, of %s", e.URL, c.Text), Hint: "leave only= out, or give the units machines of their own"}
+				}
 				if p.Supply == Recipes && c.Service != r.Service {
 					return &Refusal{Code: codeSupply, Pos: c.Pos, Message: fmt.Sprintf("a library of another service cannot cross machines: %s, of %s", e.URL, c.Text), Hint: "bring it as a tool or a file of the recipe"}
 				}
@@ -201,7 +201,7 @@ func (p *Plan) planPolicy(o PlanOptions) *Refusal {
 			if refusal != nil {
 				return refusal
 			}
-			a.Condition, a.Machines = i, c.On
+			a.Condition, a.Machines, a.Units = i, c.On, c.Only
 			if a.HTTP != nil && a.HTTP.Inspect {
 				if refusal := p.verify(a.HTTP, c, e, o); refusal != nil {
 					return refusal

@@ -78,3 +78,19 @@ func (p Policy) Darkens(old Policy) bool {
 	p.Dark, old.Dark = nil, nil
 	return reflect.DeepEqual(p, old)
 }
+
+// MaxUnits is how many units of a policy can be told apart: their numbers travel
+// in six bits.
+const MaxUnits = 62
+
+// Number returns the number of a unit, from 1 on; 0 if it has none.
+func (p Policy) Number(unit string) int {
+	if i := slices.Index(p.Units, unit); i < MaxUnits {
+		return i + 1
+	}
+	return 0
+}
+
+// Among reports whether one of the names that something is for, all if there are
+// none, is name.
+func Among(names []string, name string) bool { return len(names) == 0 || slices.Contains(names, name) }

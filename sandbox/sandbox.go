@@ -109,6 +109,11 @@ type Policy struct {
 	Names []Names
 	// Sockets of the host's daemons are there beside that.
 	Sockets []Socket
+	// Units numbers the units of the environment from 1 on, if something of the
+	// above is for some of them alone: so that a packet can say whose it is. It is
+	// the same in all policies of a lease, and empty where nothing is. Units
+	// beyond MaxUnits are not told apart; whatever is for some names earlier ones.
+	Units []string
 	// Authority is of the lease: needed where an Allow inspects TLS.
 	Authority *Authority
 	// Dark are conditions that were open and are closed again. Sealing with more
@@ -123,6 +128,7 @@ type Policy struct {
 type Allow struct {
 	Condition int      // index into the recipe's conditions, for Use
 	Machines  []string // from which machines; all if empty
+	Units     []string // from which units of them, each of Policy.Units; from all, and from no unit, if empty
 	Protocol  string   // "tcp", "udp" or "icmp"
 	Prefix    netip.Prefix
 	First     uint16 // ports, both included; 0 for icmp
@@ -155,6 +161,7 @@ type Authority struct{ Cert, Key []byte }
 type Names struct {
 	Condition int      // as of an Allow
 	Machines  []string // as of an Allow
+	Units     []string // as of an Allow
 	Pattern   string   // "pkgs.internal", "*.pkgs.internal" for all below it, or "*"
 	Servers   []Server // whom to ask: the first, then the others while it is silent
 }
@@ -165,6 +172,7 @@ type Names struct {
 type Socket struct {
 	Condition int      // as of an Allow
 	Machines  []string // as of an Allow
+	Units     []string // as of an Allow
 	Path      string   // absolute
 }
 
@@ -294,9 +302,12 @@ type Flow struct {
 	Name        string         // the name that had been asked for, or whose answer was Destination
 	Path        string         // of a Unix socket that was not there, for "unix"; of a request, for "http" and "https"
 	Method      string         // of a request
-	Origin      *Origin        // nil if not known
-	Running     bool           // its process had not ended when this was asked for
-	Idle        bool           // it was for a machine of the environment where nobody listens for it
+	// Unit is the one of Policy.Units that it came from, as the seal itself knows;
+	// empty where there are none, and for what comes from no unit.
+	Unit        string
+	Origin      *Origin // nil if not known
+	Running     bool    // its process had not ended when this was asked for
+	Idle        bool    // it was for a machine of the environment where nobody listens for it
 	Count       int64
 	First, Last time.Time
 }

@@ -69,6 +69,10 @@ type Options struct {
 	// ordinary user: then each command is marked by a cgroup namespace of its
 	// own, which needs nothing but /proc.
 	CgroupRoot string
+	// Apart keeps units from each other's cgroups, and from packets that the rules
+	// inside do not see: a command sees its own group as the root of all, and gets
+	// no packet sockets. CgroupRoot must then be mounted nowhere.
+	Apart bool
 	// OOMEvents is a file with a line "oom_kill N" that counts what the
 	// machine's memory limit killed: memory.events (v2) or memory.oom_control
 	// (v1). Empty where there is no limit.

@@ -12,8 +12,8 @@ import (
 // covers the agent too, so that root of the machine gains nothing by taking the
 // agent over. It does not set no_new_privs, so su and ping work; that takes
 // CAP_SYS_ADMIN in the machine's user namespace, which the agent has.
-func confine() error {
-	filter := seccompFilter()
+func confine(apart bool) error {
+	filter := seccompFilter(apart)
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
@@ -73,7 +73,9 @@ const (
 
 // seccompFilter assembles the program. Every comparison jumps over the one
 // return that follows it, so there are no offsets to get wrong.
-func seccompFilter() []unix.SockFilter {
+// Where units are kept apart there are no packet sockets: no rule inside would
+// see whose frames they send.
+func seccompFilter(apart bool) []unix.SockFilter {
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
@@ -100,6 +102,9 @@ func seccompFilter() []unix.SockFilter {
 	}
 	p = append(p, when(unix.SYS_SOCKET), allow, load(offsetArg0))
 	for _, f := range families {
+		if apart && f == unix.AF_PACKET {
+			continue
+		}
 		p = append(p, unless(f), allow)
 	}
 	return append(p, fail(unix.EAFNOSUPPORT))

@@ -81,13 +81,17 @@ func newCgroups(root string) (*cgroups, error) {
 
 func (t *cgroups) close() { t.root.Close() }
 
+// UnitFolder is the name of a unit's folder, below Options.CgroupRoot. It may be
+// made ahead, and is never removed, so that a rule can match it.
+func UnitFolder(unit string) string { return "u-" + unit }
+
 // folder is u-UNIT/c-NAME. The prefixes keep units apart from cgroup's own
 // files; all groups of one unit share a parent, which rules can match.
 func (gr group) folder() string {
 	if gr.other != "" {
 		return gr.other
 	}
-	return path.Join("u-"+gr.unit, "c-"+strconv.FormatUint(uint64(gr.name), 10))
+	return path.Join(UnitFolder(gr.unit), "c-"+strconv.FormatUint(uint64(gr.name), 10))
 }
 
 func (t *cgroups) prepare(gr group, attr *syscall.SysProcAttr) (func(), error) {
@@ -150,7 +154,7 @@ func (t *cgroups) kill(groups []group, deadline time.Time) (int, error) {
 	return n, errors.Join(errs...)
 }
 
-// sweep removes the folders that are empty, those of units as well.
+// sweep removes the folders that are empty, but for those of units.
 func (t *cgroups) sweep(groups []group) []group {
 	root := int(t.root.Fd())
 	var gone []group
@@ -158,7 +162,6 @@ func (t *cgroups) sweep(groups []group) []group {
 		err := unix.Unlinkat(root, gr.folder(), unix.AT_REMOVEDIR)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			gone = append(gone, gr)
-			unix.Unlinkat(root, path.Dir(gr.folder()), unix.AT_REMOVEDIR)
 		}
 	}
 	return gone

@@ -13,7 +13,7 @@ import (
 // has it, the thread must make none of those calls. The calling goroutine must
 // be locked to its thread.
 func Enter() (listener int, err error) {
-	if err := confine(); err != nil {
+	if err := confine(false); err != nil {
 		return -1, err
 	}
 	listener, err = watch()

@@ -37,14 +37,14 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, opts Options) error {
 	if err := harden(); err != nil {
 		return err
 	}
-	if err := confine(); err != nil {
+	if err := confine(opts.Apart); err != nil {
 		return err
 	}
 	tracker, err := newTracker(opts)
 	if err != nil {
 		return err
 	}
-	spawner := newSpawner(tracker)
+	spawner := newSpawner(tracker, opts.Apart)
 	watcher, err := newWatcher(spawner)
 	if err != nil {
 		return err

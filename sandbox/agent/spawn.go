@@ -21,6 +21,7 @@ import (
 // its command is known, and no signal reaches a pid that was given away.
 type spawner struct {
 	tracker tracker
+	apart   bool // see Options
 	work    chan func()
 	done    sync.WaitGroup
 
@@ -28,8 +29,8 @@ type spawner struct {
 	waiting map[int]chan<- unix.WaitStatus
 }
 
-func newSpawner(t tracker) *spawner {
-	s := &spawner{tracker: t, work: make(chan func()), waiting: map[int]chan<- unix.WaitStatus{}}
+func newSpawner(t tracker, apart bool) *spawner {
+	s := &spawner{tracker: t, apart: apart, work: make(chan func()), waiting: map[int]chan<- unix.WaitStatus{}}
 	s.done.Go(func() {
 		// Never unlocked: the thread ends with the goroutine, as it must not be
 		// used for anything else.
@@ -78,6 +79,9 @@ func (s *spawner) start(im image, ended chan<- unix.WaitStatus) (pid int, err er
 			Setctty:    im.terminal, // of descriptor 0
 			Credential: im.cred,
 		}}
+		if s.apart {
+			attr.Sys.Unshareflags = unix.CLONE_NEWCGROUP
+		}
 		forked, perr := s.tracker.prepare(im.group, attr.Sys)
 		if perr != nil {
 			err = perr

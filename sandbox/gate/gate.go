@@ -57,6 +57,10 @@ type Config struct {
 	NetNS    int
 	TCP, UDP uint16 // ports of the transparent sockets
 	Queue    uint16 // NFQUEUE of held packets
+	// Units are the policy's: datagrams of the unit n come to the port UDP + n, and
+	// MarkUnit is the mark of held packets that it has sent. Nil if there are none.
+	Units    []string
+	MarkUnit func(n int) uint32
 	// MarkDialled and MarkRefused are verdicts on held packets, MarkReply is on
 	// packets that the relay makes.
 	MarkDialled, MarkRefused, MarkReply uint32

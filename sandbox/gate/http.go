@@ -32,6 +32,7 @@ const (
 // Request is one that was not passed on.
 type Request struct {
 	Machine      string
+	Unit         string // as of a Question
 	Scheme       string // "http" or "https"
 	Host, Method string // as far as they are known
 	Path         string
@@ -379,7 +380,7 @@ func (j *judge) count(condition int, requests, bytes int64) {
 func (j *judge) refuse(r Request) {
 	j.conn.out.Close()
 	if j.relay.Refused != nil {
-		r.Machine, r.From, r.To, r.At = j.machine, j.pair.from, j.pair.to, time.Now()
+		r.Machine, r.Unit, r.From, r.To, r.At = j.machine, j.conn.unit, j.pair.from, j.pair.to, time.Now()
 		r.Host, _ = hostOf(r.Host, j.pair.to.Port())
 		if r.Host == "" {
 			r.Host = j.pair.to.Addr().String()

@@ -25,7 +25,7 @@ const echoHeader = 8 // type, code, checksum, identifier, sequence number
 
 // ping gives an echo request to its flow.
 func (r *Relay) ping(p packet) {
-	r.datagram(flowID{network: "icmp", pair: p.pair, echo: binary.BigEndian.Uint16(p.echo[4:])}, p.echo)
+	r.datagram(r.unitOf(p), flowID{network: "icmp", pair: p.pair, echo: binary.BigEndian.Uint16(p.echo[4:])}, p.echo)
 }
 
 // rawSockets send echo replies with any source address. They receive nothing.

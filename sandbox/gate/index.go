@@ -34,10 +34,10 @@ func newIndex(p sandbox.Policy, own map[netip.Addr]bool) *index {
 	return x
 }
 
-// find returns the first condition that lets machine connect to an address
-// outside of the environment, and whether there is one.
-func (x *index) find(machine, protocol string, to netip.AddrPort) (condition int, ok bool) {
-	condition, judged, ok := x.match(machine, protocol, to)
+// find returns the first condition that lets a unit of machine, "" for none,
+// connect to an address outside of the environment, and whether there is one.
+func (x *index) find(machine, unit, protocol string, to netip.AddrPort) (condition int, ok bool) {
+	condition, judged, ok := x.match(machine, unit, protocol, to)
 	if len(judged) > 0 {
 		return judged[0].Condition, true
 	}
@@ -46,7 +46,7 @@ func (x *index) find(machine, protocol string, to netip.AddrPort) (condition int
 
 // match is find, and returns beside it what says which requests may pass. That
 // is nil where some condition opens the destination as it is.
-func (x *index) match(machine, protocol string, to netip.AddrPort) (condition int, judged []sandbox.Allow, ok bool) {
+func (x *index) match(machine, unit, protocol string, to netip.AddrPort) (condition int, judged []sandbox.Allow, ok bool) {
 	a := to.Addr()
 	if machine == "" || x.own[a] || !outside(a) {
 		return 0, nil, false
@@ -67,7 +67,7 @@ func (x *index) match(machine, protocol string, to netip.AddrPort) (condition in
 			if protocol != "icmp" && (to.Port() < allow.First || to.Port() > allow.Last) {
 				continue
 			}
-			if len(allow.Machines) > 0 && !slices.Contains(allow.Machines, machine) {
+			if !sandbox.Among(allow.Machines, machine) || !sandbox.Among(allow.Units, unit) {
 				continue
 			}
 			if allow.HTTP != nil {

@@ -37,7 +37,7 @@ func TestIndex(t *testing.T) {
 					condition, ok = a.Condition, true
 				}
 			}
-			if c, k := x.find(machine, protocol, to); c != condition || k != ok {
+			if c, k := x.find(machine, "", protocol, to); c != condition || k != ok {
 				t.Fatalf("round %d: %s %s %v: %d %v, want %d %v of %v", round, machine, protocol, to, c, k, condition, ok, p.Allows)
 			}
 		}
@@ -55,11 +55,11 @@ func TestIndexNowhere(t *testing.T) {
 		"10.0.0.1": false, "127.0.0.1": false, "::1": false, "0.0.0.0": false, "0.1.2.3": false, "169.254.169.254": false,
 		"224.0.0.1": false, "240.0.0.1": false, "255.255.255.255": false, "fe80::1": false, "ff02::1": false, "::ffff:8.8.8.8": false, "::": false,
 	} {
-		if _, ok := x.find("m", "tcp", netip.AddrPortFrom(netip.MustParseAddr(text), 80)); ok != want {
+		if _, ok := x.find("m", "", "tcp", netip.AddrPortFrom(netip.MustParseAddr(text), 80)); ok != want {
 			t.Errorf("%s: %v", text, ok)
 		}
 	}
-	if _, ok := x.find("", "tcp", netip.MustParseAddrPort("8.8.8.8:80")); ok {
+	if _, ok := x.find("", "", "tcp", netip.MustParseAddrPort("8.8.8.8:80")); ok {
 		t.Error("a source that is no machine's may connect")
 	}
 }

@@ -38,6 +38,7 @@ const (
 // Question is one that was left unanswered.
 type Question struct {
 	Machine  string
+	Unit     string // of Config.Units; empty if of none
 	Name     string // empty if it was no plain question
 	From, To netip.AddrPort
 	At       time.Time
@@ -135,13 +136,13 @@ func covers(pattern, name string) bool {
 	return name == pattern
 }
 
-// findNames returns what lets a machine ask for a name: of several the most
+// findNames returns what lets a unit of a machine ask for a name: of several the most
 // specific that has a server, then the first.
-func findNames(list []sandbox.Names, machine, name string) *sandbox.Names {
+func findNames(list []sandbox.Names, machine, unit, name string) *sandbox.Names {
 	var best *sandbox.Names
 	for i := range list {
 		n := &list[i]
-		if machine == "" || len(n.Servers) == 0 || !covers(n.Pattern, name) || len(n.Machines) > 0 && !slices.Contains(n.Machines, machine) {
+		if machine == "" || len(n.Servers) == 0 || !covers(n.Pattern, name) || !sandbox.Among(n.Machines, machine) || !sandbox.Among(n.Units, unit) {
 			continue
 		}
 		if best == nil || specific(n.Pattern) > specific(best.Pattern) {
@@ -191,8 +192,8 @@ func (r *Relay) forGate(to netip.AddrPort) bool {
 	return to.Port() == PortNames && slices.Contains(r.Own, to.Addr())
 }
 
-// question answers one question of a machine, or leaves it unanswered.
-func (r *Relay) question(p pair, b []byte) {
+// question answers one question of a unit, or leaves it unanswered.
+func (r *Relay) question(p pair, unit string, b []byte) {
 	now := time.Now()
 	machine := r.names[p.from.Addr()]
 	if machine == "" {
@@ -201,7 +202,7 @@ func (r *Relay) question(p pair, b []byte) {
 	q, err := r.asked.wire.readQuestion(b)
 	silent := func() {
 		if r.Unanswered != nil {
-			r.Unanswered(Question{Machine: machine, Name: q.name, From: p.from, To: p.to, At: now})
+			r.Unanswered(Question{Machine: machine, Unit: unit, Name: q.name, From: p.from, To: p.to, At: now})
 		}
 	}
 	if err != nil {
@@ -215,7 +216,7 @@ func (r *Relay) question(p pair, b []byte) {
 		r.mu.Unlock()
 		return
 	}
-	allowed := findNames(e.names, machine, q.name)
+	allowed := findNames(e.names, machine, unit, q.name)
 	if allowed == nil || q.kind != kindA && q.kind != kindAAAA {
 		r.mu.Unlock()
 		silent()

@@ -28,6 +28,7 @@ type queue struct {
 // ICMP echo request.
 type packet struct {
 	id   uint32 // in the queue
+	mark uint32
 	pair pair   // ports are 0 for ICMP
 	echo []byte // the ICMP message; nil for TCP
 }
@@ -59,6 +60,9 @@ func openQueue(ctx context.Context, netNS int, number uint16, f func(*queue, pac
 			p, ok = parse(*a.Payload)
 		}
 		p.id = *a.PacketID
+		if a.Mark != nil {
+			p.mark = *a.Mark
+		}
 		if !ok {
 			q.drop(p)
 			return 0
@@ -135,6 +139,16 @@ func parse(b []byte) (packet, bool) {
 		return p, true
 	}
 	return p, false
+}
+
+// unitOf returns the unit that has sent a held packet, or "".
+func (r *Relay) unitOf(p packet) string {
+	for i, u := range r.Units {
+		if p.mark == r.MarkUnit(i+1) {
+			return u
+		}
+	}
+	return ""
 }
 
 // held decides about one held packet.

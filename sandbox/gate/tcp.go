@@ -18,6 +18,7 @@ import (
 // pending is a connection of which the first packet is held, and then, once
 // the other side has accepted, one whose handshake is under way.
 type pending struct {
+	unit      string
 	condition int
 	judged    []sandbox.Allow // what requests must be; nil for all
 	mu        sync.Mutex
@@ -76,7 +77,8 @@ func (r *Relay) open(q *queue, p packet) {
 		q.drop(p)
 		return
 	}
-	condition, judged, ok := e.policy.match(r.names[p.pair.from.Addr()], "tcp", p.pair.to)
+	unit := r.unitOf(p)
+	condition, judged, ok := e.policy.match(r.names[p.pair.from.Addr()], unit, "tcp", p.pair.to)
 	if !ok {
 		r.mu.Unlock()
 		q.drop(p)
@@ -85,7 +87,7 @@ func (r *Relay) open(q *queue, p packet) {
 	if len(judged) > 0 {
 		condition = judged[0].Condition
 	}
-	w := &pending{condition: condition, judged: judged}
+	w := &pending{unit: unit, condition: condition, judged: judged}
 	e.pending[p.pair] = w
 	r.wg.Add(1)
 	r.mu.Unlock()
@@ -160,7 +162,7 @@ func (r *Relay) accept(ctx context.Context, l *net.TCPListener) {
 			reset(in)
 			continue
 		}
-		c := &relayed{in: in, out: out, condition: w.condition, judged: w.judged}
+		c := &relayed{in: in, out: out, unit: w.unit, condition: w.condition, judged: w.judged}
 		e.conns[c] = struct{}{}
 		if c.judged == nil {
 			r.count(w.condition, 1, 0)
@@ -190,6 +192,7 @@ func (r *Relay) accept(ctx context.Context, l *net.TCPListener) {
 type relayed struct {
 	in        *net.TCPConn // the machine's
 	out       net.Conn     // the world's
+	unit      string
 	condition int
 	judged    []sandbox.Allow
 }

@@ -49,28 +49,31 @@ func (f *flow) quiet() time.Duration {
 }
 
 func (r *Relay) listenUDP(ctx context.Context) error {
-	for _, network := range []string{"udp4", "udp6"} {
-		var l net.PacketConn
-		err := inside(r.NetNS, func() (err error) {
-			lc := net.ListenConfig{Control: transparent}
-			l, err = lc.ListenPacket(ctx, network, net.JoinHostPort("", portText(r.UDP)))
-			return err
-		})
-		if errors.Is(err, unix.EAFNOSUPPORT) {
-			continue // a kernel without IPv6
+	for n, unit := range append([]string{""}, r.Units...) {
+		for _, network := range []string{"udp4", "udp6"} {
+			var l net.PacketConn
+			err := inside(r.NetNS, func() (err error) {
+				lc := net.ListenConfig{Control: transparent}
+				l, err = lc.ListenPacket(ctx, network, net.JoinHostPort("", portText(r.UDP+uint16(n))))
+				return err
+			})
+			if errors.Is(err, unix.EAFNOSUPPORT) {
+				continue // a kernel without IPv6
+			}
+			if err != nil {
+				return err
+			}
+			c := l.(*net.UDPConn)
+			r.udp = append(r.udp, c)
+			r.wg.Go(func() { r.receive(ctx, c, unit) })
 		}
-		if err != nil {
-			return err
-		}
-		c := l.(*net.UDPConn)
-		r.udp = append(r.udp, c)
-		r.wg.Go(func() { r.receive(ctx, c) })
 	}
 	return nil
 }
 
-// receive reads the datagrams of flows that have no socket of their own yet.
-func (r *Relay) receive(ctx context.Context, c *net.UDPConn) {
+// receive reads the datagrams that a unit, "" for none, has sent, of flows that
+// have no socket of their own yet.
+func (r *Relay) receive(ctx context.Context, c *net.UDPConn, unit string) {
 	b, oob := make([]byte, maxDatagram), make([]byte, 256)
 	for {
 		n, oobn, _, from, err := c.ReadMsgUDPAddrPort(b, oob)
@@ -86,10 +89,10 @@ func (r *Relay) receive(ctx context.Context, c *net.UDPConn) {
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 		if r.forGate(to) {
-			r.question(pair{from, to}, b[:n])
+			r.question(pair{from, to}, unit, b[:n])
 			continue
 		}
-		r.datagram(flowID{network: "udp", pair: pair{from, to}}, b[:n])
+		r.datagram(unit, flowID{network: "udp", pair: pair{from, to}}, b[:n])
 	}
 }
 
@@ -115,7 +118,7 @@ func originalDestination(oob []byte) (netip.AddrPort, bool) {
 
 // datagram gives b, of which it takes a copy, to its flow, and makes that if
 // there is none. What a flow cannot take is lost, as datagrams may be.
-func (r *Relay) datagram(id flowID, b []byte) {
+func (r *Relay) datagram(unit string, id flowID, b []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.epoch
@@ -124,7 +127,7 @@ func (r *Relay) datagram(id flowID, b []byte) {
 	}
 	f := e.flows[id]
 	if f == nil {
-		condition, ok := e.policy.find(r.names[id.pair.from.Addr()], id.network, id.pair.to)
+		condition, ok := e.policy.find(r.names[id.pair.from.Addr()], unit, id.network, id.pair.to)
 		if !ok || len(e.flows) >= r.MaxFlows {
 			return
 		}

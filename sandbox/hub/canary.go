@@ -134,10 +134,10 @@ func printed(to netip.AddrPort) string {
 	return to.String()
 }
 
-// opens reports whether a policy lets the machine m reach to.
+// opens reports whether a policy lets the machine m reach to. A canary is no unit.
 func opens(p sandbox.Policy, m sandbox.MachineSpec, peers []sandbox.MachineSpec, network string, to netip.AddrPort) bool {
 	for _, a := range p.Allows {
-		if len(a.Machines) > 0 && !slices.Contains(a.Machines, m.Name) {
+		if !sandbox.Among(a.Machines, m.Name) || len(a.Units) > 0 {
 			continue
 		}
 		if a.Protocol == network && a.Prefix.Contains(to.Addr()) && (network == "icmp" || a.First <= to.Port() && to.Port() <= a.Last) {

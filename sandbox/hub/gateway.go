@@ -20,6 +20,9 @@ type Machine struct {
 	// its own: it hangs on the hub by the tap named Tap.
 	NetNS *os.File
 	Tap   string
+	// Cgroup is the folder below which its units have theirs, and CgroupAt where
+	// that is in the cgroup namespace. Empty where there is none.
+	Cgroup, CgroupAt string
 	// Ended is closed when the machine is gone. Nil where only bj can tell.
 	Ended <-chan struct{}
 	// Kill ends it at once. Nil where that is bj's to do.

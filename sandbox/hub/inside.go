@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+	"bj/sandbox/agent"
 	"bj/sandbox/seal"
 )
 
@@ -21,6 +25,7 @@ type Inside struct {
 	Name   string
 	Index  int
 	V4, V6 netip.Addr
+	Cgroup string // the folder below which units have theirs: the root of all cgroups
 
 	canaries canaries
 
@@ -48,8 +53,18 @@ func (s *Inside) Seal(p sandbox.Policy) error {
 	if generation == 0 {
 		generation = 1
 	}
+	units := told(p)
+	for _, u := range units {
+		if err := os.Mkdir(filepath.Join(s.Cgroup, agent.UnitFolder(u)), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("making the cgroup of the unit %s: %w", u, err)
+		}
+	}
+	groups, err := cgroups(p, s.Cgroup, "")
+	if err != nil {
+		return err
+	}
 	rules, err := seal.CompileMachine(p, seal.Inside{
-		Machine:     seal.Machine{Name: s.Name, Interface: hubInterface(s.Index), V4: s.V4, V6: s.V6},
+		Machine: seal.Machine{Name: s.Name, Interface: hubInterface(s.Index), V4: s.V4, V6: s.V6, Tagged: true}, Cgroups: groups,
 		UplinkIndex: eth.Attrs().Index, Generation: generation, Group: logGroup,
 	})
 	if err != nil {
@@ -64,7 +79,7 @@ func (s *Inside) Seal(p sandbox.Policy) error {
 	}
 	s.flows = &seal.Flows{}
 	if s.table, err = seal.Apply(0, rules); err != nil {
-		return err
+		return explain(p, err)
 	}
 	s.generation = generation
 	if err := watch(0, func(d seal.Drop) {
@@ -73,7 +88,7 @@ func (s *Inside) Seal(p sandbox.Policy) error {
 			iface = d.Out
 		}
 		if !s.canaries.saw(CanaryKey{s.Name, d.Protocol, d.Destination}) {
-			s.flows.Add(s.Name, iface, d)
+			s.flows.Add(s.Name, iface, unitOf(p, d.Tag), d)
 		}
 	}); err != nil {
 		return err

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+	"bj/sandbox/agent"
 	"bj/sandbox/gate"
 	"bj/sandbox/seal"
 )
@@ -48,10 +52,13 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 		return g.reseal(p)
 	}
 	s := &sealer{generation: 1, policy: p, inside: make([]*seal.Table, len(g.machines)), flows: &seal.Flows{}}
-	config := g.relayConfig()
-	config.Unanswered = func(q gate.Question) { s.flows.AddName(q.Machine, q.Name, q.From, q.To, q.At) }
+	if err := g.markSenders(p); err != nil {
+		return err
+	}
+	config := g.relayConfig(p)
+	config.Unanswered = func(q gate.Question) { s.flows.AddName(q.Machine, q.Unit, q.Name, q.From, q.To, q.At) }
 	config.Refused = func(r gate.Request) {
-		s.flows.AddRequest(r.Machine, r.Scheme, r.Host, r.Method, r.Path, r.From, r.To, r.At)
+		s.flows.AddRequest(r.Machine, r.Unit, r.Scheme, r.Host, r.Method, r.Path, r.From, r.To, r.At)
 	}
 	var err error
 	if s.relay, err = gate.Open(config, p); err != nil {
@@ -68,7 +75,7 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 		}
 		return nil
 	})
-	group.Go(func() error { return g.watch("", 0, s.flows) })
+	group.Go(func() error { return g.watch("", 0, s) })
 	for i, m := range g.machines {
 		if m.NetNS == nil {
 			continue // its kernel is its own, and its agent applies them
@@ -77,12 +84,12 @@ func (g *Gateway) applySeal(ctx context.Context, p sandbox.Policy) error {
 		group.Go(func() error {
 			t, err := seal.Apply(fd, inside[i])
 			if err != nil {
-				return fmt.Errorf("%s: %w", m.Name, err)
+				return explain(p, fmt.Errorf("%s: %w", m.Name, err))
 			}
 			s.inside[i] = t
 			return nil
 		})
-		group.Go(func() error { return g.watch(m.Name, fd, s.flows) })
+		group.Go(func() error { return g.watch(m.Name, fd, s) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
@@ -132,12 +139,71 @@ func (g *Gateway) reseal(p sandbox.Policy) error {
 	return nil
 }
 
+// markSenders makes packets of machines say which unit they are from, where the
+// policy asks for that. Those with a kernel of their own write it down themselves.
+func (g *Gateway) markSenders(p sandbox.Policy) error {
+	if len(p.Units) == 0 {
+		return nil
+	}
+	for _, m := range g.machines {
+		if m.NetNS == nil {
+			continue
+		}
+		link, err := g.hub.nl.LinkByName(hubInterface(m.Index))
+		if err != nil {
+			return fmt.Errorf("finding the link of %s: %w", m.Name, err)
+		}
+		var folders []string
+		for _, u := range told(p) {
+			folders = append(folders, filepath.Join(m.Cgroup, agent.UnitFolder(u)))
+		}
+		if err := seal.MarkSenders(g.hub.nl, link.Attrs().Index, folders); err != nil {
+			return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("telling the units of %s apart: %w", m.Name, err),
+				Hint: "only= needs a kernel with eBPF for links (CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF), and that bj may use it (CAP_BPF)"}
+		}
+	}
+	return nil
+}
+
+// told returns the units that a policy tells apart.
+func told(p sandbox.Policy) []string { return p.Units[:min(len(p.Units), sandbox.MaxUnits)] }
+
+// unitOf names the unit of a number; "" if it is none.
+func unitOf(p sandbox.Policy, number int) string {
+	if units := told(p); number > 0 && number <= len(units) {
+		return units[number-1]
+	}
+	return ""
+}
+
+// cgroups are those of a policy's units, below a machine's folder, which is at a
+// path of the cgroup namespace.
+func cgroups(p sandbox.Policy, dir, at string) ([]seal.Cgroup, error) {
+	var out []seal.Cgroup
+	for _, u := range told(p) {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, agent.UnitFolder(u)), &st); err != nil {
+			return nil, fmt.Errorf("finding the cgroup of the unit %s: %w", u, err)
+		}
+		out = append(out, seal.Cgroup{Path: strings.TrimPrefix(path.Join(at, agent.UnitFolder(u)), "/"), ID: st.Ino})
+	}
+	return out, nil
+}
+
+// explain says what a kernel lacks that cannot match cgroups.
+func explain(p sandbox.Policy, err error) error {
+	if len(p.Units) > 0 && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: err, Hint: "only= needs a kernel whose packet filter matches cgroups (CONFIG_NFT_SOCKET, CONFIG_SOCK_CGROUP_DATA)"}
+	}
+	return err
+}
+
 // relayConfig is the relay as the rules have it.
-func (g *Gateway) relayConfig() gate.Config {
+func (g *Gateway) relayConfig(p sandbox.Policy) gate.Config {
 	c := gate.Config{
 		TCP: relayPort, UDP: relayPort, Queue: holdQueue,
 		MarkDialled: seal.MarkDialled, MarkRefused: seal.MarkRefused, MarkReply: seal.MarkReply,
-		Own: []netip.Addr{Addr4, Addr6}, Dial: g.dialOut,
+		Own: []netip.Addr{Addr4, Addr6}, Dial: g.dialOut, Units: told(p), MarkUnit: seal.MarkUnit,
 	}
 	for _, m := range g.machines {
 		c.Machines = append(c.Machines, gate.Machine{Name: m.Name, V4: m.V4, V6: m.V6})
@@ -148,7 +214,7 @@ func (g *Gateway) relayConfig() gate.Config {
 func (g *Gateway) sealMachines() []seal.Machine {
 	ms := make([]seal.Machine, len(g.machines))
 	for i, m := range g.machines {
-		ms[i] = seal.Machine{Name: m.Name, Interface: hubInterface(m.Index), V4: m.V4, V6: m.V6}
+		ms[i] = seal.Machine{Name: m.Name, Interface: hubInterface(m.Index), V4: m.V4, V6: m.V6, Tagged: m.NetNS == nil}
 	}
 	return ms
 }
@@ -168,7 +234,11 @@ func (g *Gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 		if g.machines[i].NetNS == nil {
 			continue
 		}
-		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, UplinkIndex: g.hub.uplink(g.machines[i].Index), Generation: s.generation, Group: logGroup}); err != nil {
+		units, err := cgroups(p, g.machines[i].Cgroup, g.machines[i].CgroupAt)
+		if err != nil {
+			return nil, nil, err
+		}
+		if inside[i], err = seal.CompileMachine(p, seal.Inside{Machine: m, UplinkIndex: g.hub.uplink(g.machines[i].Index), Generation: s.generation, Group: logGroup, Cgroups: units}); err != nil {
 			return nil, nil, fmt.Errorf("compiling the rules of %s: %w", m.Name, err)
 		}
 	}
@@ -177,20 +247,21 @@ func (g *Gateway) compile(p sandbox.Policy, s *sealer) (*seal.Ruleset, []*seal.R
 
 // watch counts what is dropped in a namespace: the hub, or that of a machine.
 // It returns once nothing is missed any more.
-func (g *Gateway) watch(machine string, fd int, flows *seal.Flows) error {
+func (g *Gateway) watch(machine string, fd int, s *sealer) error {
+	units := sandbox.Policy{Units: s.policy.Units} // of all policies
 	byInterface := map[string]string{}
 	for _, m := range g.machines {
 		byInterface[hubInterface(m.Index)] = m.Name
 	}
 	return watch(fd, func(d seal.Drop) {
-		name, iface := machine, d.In
+		name, iface, unit := machine, d.In, d.Tag
 		if name == "" {
-			name, iface = byInterface[d.In], "eth0"
+			name, iface, unit = byInterface[d.In], "eth0", d.Unit
 		} else if iface == "" {
 			iface = d.Out
 		}
 		if name != "" && !g.canaries.saw(CanaryKey{name, d.Protocol, d.Destination}) {
-			flows.Add(name, iface, d)
+			s.flows.Add(name, iface, unitOf(units, unit), d)
 		}
 	})
 }

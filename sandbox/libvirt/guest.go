@@ -186,8 +186,7 @@ func (g *machine) become(id identity) error {
 		g.identity = id
 		return errBeside
 	}
-	g.run(id)
-	return nil
+	return g.run(id)
 }
 
 // setClock sets the clock to Unix nanoseconds.
@@ -200,13 +199,26 @@ func setClock(now int64) error {
 }
 
 // run starts the agent of a machine whose root is there.
-func (g *machine) run(id identity) {
-	g.inside = &hub.Inside{Name: id.Name, Index: id.Index, V4: id.V4, V6: id.V6}
-	opts := agent.Options{CgroupRoot: "/sys/fs/cgroup", OOMEvents: "/proc/vmstat"}
+func (g *machine) run(id identity) error {
+	const cgroups = "/sys/fs/cgroup"
+	opts := agent.Options{CgroupRoot: cgroups, Apart: id.Apart, OOMEvents: "/proc/vmstat"}
+	if id.Apart {
+		// Mounted nowhere from here on: the agent alone has it.
+		fd, err := unix.Open(cgroups, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening %s: %w", cgroups, err)
+		}
+		if err := unix.Unmount(cgroups, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmounting %s: %w", cgroups, err)
+		}
+		opts.CgroupRoot = fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
+	g.inside = &hub.Inside{Name: id.Name, Index: id.Index, V4: id.V4, V6: id.V6, Cgroup: opts.CgroupRoot}
 	if g.first != nil {
 		opts.Watched = g.first.watched
 	}
 	go func() { g.ended <- agent.Serve(context.Background(), g.channel, opts) }()
+	return nil
 }
 
 // setMAC gives the machine's link, which is down, its address.

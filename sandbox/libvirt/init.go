@@ -108,7 +108,9 @@ func beside() error {
 	if err := json.Unmarshal(line, &id); err != nil {
 		return fmt.Errorf("being told who it is: %w", err)
 	}
-	g.run(id)
+	if err := g.run(id); err != nil {
+		return err
+	}
 	if err := json.NewEncoder(ctl).Encode(response{}); err != nil {
 		return fmt.Errorf("answering bj: %w", err)
 	}

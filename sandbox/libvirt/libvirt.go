@@ -568,6 +568,9 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 // letRun lets a machine run that stands still: first its link goes to the hub,
 // and its channels are opened. It returns the control channel beside it.
 func (e *environment) letRun(ctx context.Context, m plan) (_ *guestMachine, control net.Conn, err error) {
+	if m.boot.Systemd && len(e.spec.Policy.Units) > 0 {
+		return nil, nil, &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("%s is booted by its systemd, which needs the cgroups by which units are told apart (only=)", m.name), Hint: "leave only= out, or give it an image without systemd"}
+	}
 	g := &guestMachine{env: e, index: m.index, name: m.name, systemd: m.boot.Systemd, console: m.console()}
 	if g.domain, err = e.libvirt.DomainLookupByName(m.domain()); err != nil {
 		return nil, nil, fmt.Errorf("finding its domain: %w", err)
@@ -630,6 +633,7 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 		Name: g.name, Index: g.index, V4: spec.Machines[g.index].V4, V6: spec.Machines[g.index].V6,
 		Hosts:  hub.HostsFile(spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
+		Apart:  len(spec.Policy.Units) > 0,
 		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
 		Whole: m.boot.Disk.Whole, Systemd: m.boot.Systemd,
 		MAC: hub.HardwareAddr(0, g.index).String(), Entropy: make([]byte, 64),

@@ -51,6 +51,7 @@ type identity struct {
 	Hosts     string // /etc/hosts
 	Resolv    string // /etc/resolv.conf
 	Disk      int64  // bytes of memory above the root; 0 for the kernel's default
+	Apart     bool   // units are kept apart: see agent.Options
 	Whole     bool   // the root is on a disk that somebody else made
 	Systemd   bool   // the root is booted by its systemd when the seal holds
 	Layers    int    // disks that are laid over the root, the first on top

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
+	"bj/sandbox/agent"
 	"bj/sandbox/hub"
 )
 
@@ -26,6 +27,7 @@ const maxPIDs = 16384
 // process may make folders. On version 2 all three fields are the same folder.
 type hierarchies struct {
 	unified string            // version 2; "" without
+	at      string            // where that is in the cgroup namespace
 	limits  map[string]string // controller → folder; empty where limits cannot be kept
 	v2      bool              // limits are version 2's
 }
@@ -52,7 +54,7 @@ func findHierarchies() hierarchies {
 		switch kind {
 		case "cgroup2":
 			if dir := usable(point, root, own[""]); dir != "" {
-				h.unified = dir
+				h.unified, h.at = dir, filepath.Join(root, strings.TrimPrefix(dir, point))
 			}
 		case "cgroup":
 			for _, c := range strings.Split(r[2], ",") {
@@ -127,8 +129,9 @@ func (h hierarchies) folders(name string) []string {
 }
 
 // machine makes the cgroups of one machine with its limits, owned by the ids of
-// its root, and returns all of them and the one in the unified hierarchy.
-func (h hierarchies) machine(lease string, m sandbox.MachineSpec, owner uint32) (all []string, units string, err error) {
+// its root, with folders of named units, and returns all of them and the one in
+// the unified hierarchy.
+func (h hierarchies) machine(lease string, m sandbox.MachineSpec, owner uint32, named []string) (all []string, units string, err error) {
 	for _, base := range h.folders(lease) {
 		dir := filepath.Join(base, m.Name)
 		if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -150,9 +153,19 @@ func (h hierarchies) machine(lease string, m sandbox.MachineSpec, owner uint32) 
 	}
 	if h.unified != "" {
 		units = filepath.Join(h.unified, lease, m.Name)
-		for _, name := range []string{"", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
-			if err := os.Chown(filepath.Join(units, name), int(owner), int(owner)); err != nil {
-				return nil, "", fmt.Errorf("giving a cgroup to its machine: %w", err)
+		folders := []string{units}
+		for _, u := range named {
+			dir := filepath.Join(units, agent.UnitFolder(u))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return nil, "", fmt.Errorf("making the cgroup of the unit %s: %w", u, err)
+			}
+			folders = append(folders, dir)
+		}
+		for _, dir := range folders {
+			for _, name := range []string{"", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
+				if err := os.Chown(filepath.Join(dir, name), int(owner), int(owner)); err != nil {
+					return nil, "", fmt.Errorf("giving a cgroup to its machine: %w", err)
+				}
 			}
 		}
 	}

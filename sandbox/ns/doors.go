@@ -26,24 +26,36 @@ const doorLimit = 5 * time.Second
 // is the machine's own; so nothing of the host is mounted, nothing lies on disk,
 // and when bj dies nobody listens any more.
 type door struct {
-	machine   string
-	condition int
-	path      string
-	file      *os.File // of no use once it is served
+	machine string
+	units   string // where the cgroups of its units are, in the cgroup namespace
+	path    string
+	file    *os.File // of no use once it is served
 
 	mu      sync.Mutex
-	uses    sandbox.Use
-	blocked sandbox.Flow // who came while it was dark
-	listen  net.Listener // nil before the seal
-	dark    bool
-	carried map[net.Conn]bool
+	ways    []*way
+	blocked []sandbox.Flow // who came while it was dark, or was not among those for whom it is open
+	listen  net.Listener   // nil before the seal
+	carried map[net.Conn]*way
 }
 
-// newDoors makes the sockets of one machine.
-func newDoors(p sandbox.Policy, machine string) ([]*door, error) {
+// way is a condition that opens a door.
+type way struct {
+	sandbox.Socket
+	uses sandbox.Use
+	dark bool
+}
+
+// newDoors makes the sockets of one machine, whose units have their cgroups below
+// a folder.
+func newDoors(p sandbox.Policy, machine, units string) ([]*door, error) {
 	var ds []*door
 	for _, s := range p.Sockets {
-		if len(s.Machines) > 0 && !slices.Contains(s.Machines, machine) || slices.ContainsFunc(ds, func(d *door) bool { return d.path == s.Path }) {
+		if !sandbox.Among(s.Machines, machine) {
+			continue
+		}
+		w := &way{Socket: s, uses: sandbox.Use{Condition: s.Condition}}
+		if i := slices.IndexFunc(ds, func(d *door) bool { return d.path == s.Path }); i >= 0 {
+			ds[i].ways = append(ds[i].ways, w)
 			continue
 		}
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -53,9 +65,7 @@ func newDoors(p sandbox.Policy, machine string) ([]*door, error) {
 			}
 			return nil, fmt.Errorf("making a socket for %s: %w", s.Path, err)
 		}
-		ds = append(ds, &door{machine: machine, condition: s.Condition, path: s.Path, file: os.NewFile(uintptr(fd), s.Path),
-			uses: sandbox.Use{Condition: s.Condition}, carried: map[net.Conn]bool{},
-			blocked: sandbox.Flow{Machine: machine, Protocol: "unix", Path: s.Path}})
+		ds = append(ds, &door{machine: machine, units: units, path: s.Path, file: os.NewFile(uintptr(fd), s.Path), ways: []*way{w}, carried: map[net.Conn]*way{}})
 	}
 	return ds, nil
 }
@@ -118,28 +128,59 @@ func (d *door) open() error {
 	return nil
 }
 
-// enter notes one who came, and reports whether the door is open for them.
-func (d *door) enter(conns ...net.Conn) bool {
+// find returns the way that is open for one who comes, or nil, and notes that.
+func (d *door) find(who *sandbox.Origin) *way {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.dark {
-		now := time.Now()
-		if d.blocked.Count++; d.blocked.Count == 1 {
-			d.blocked.First = now
+	unit := ""
+	if who != nil {
+		unit = who.Unit
+	}
+	for _, w := range d.ways {
+		if !w.dark && sandbox.Among(w.Units, unit) {
+			return w
 		}
-		d.blocked.Last = now
+	}
+	now := time.Now()
+	f := sandbox.Flow{Machine: d.machine, Protocol: "unix", Path: d.path, Unit: unit, Origin: who, Count: 1, First: now, Last: now}
+	for i := range d.blocked {
+		if b := &d.blocked[i]; b.Unit == unit && sameProgram(b.Origin, who) {
+			b.Count, b.Last, b.Origin = b.Count+1, now, who
+			return nil
+		}
+	}
+	if len(d.blocked) < maxBlocked {
+		d.blocked = append(d.blocked, f)
+	}
+	return nil
+}
+
+// maxBlocked bounds the programs that a door tells apart.
+const maxBlocked = 64
+
+func sameProgram(a, b *sandbox.Origin) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Exe == b.Exe && slices.Equal(a.Argv, b.Argv)
+}
+
+// enter notes a connection of a way, and reports whether that is open still.
+func (d *door) enter(w *way, c net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w.dark {
 		return false
 	}
-	for _, c := range conns {
-		d.carried[c] = true
-	}
+	d.carried[c] = w
 	return true
 }
 
 // carry connects one who came to the daemon.
 func (d *door) carry(in *net.UnixConn) {
 	defer in.Close()
-	if !d.enter(in) {
+	w := d.find(d.who(in))
+	if w == nil || !d.enter(w, in) {
 		return
 	}
 	defer d.leave(in)
@@ -152,12 +193,12 @@ func (d *door) carry(in *net.UnixConn) {
 	}
 	out := conn.(*net.UnixConn)
 	defer out.Close()
-	if !d.enter(out) {
+	if !d.enter(w, out) {
 		return
 	}
 	defer d.leave(out)
 	d.mu.Lock()
-	d.uses.Count++
+	w.uses.Count++
 	d.mu.Unlock()
 	var both sync.WaitGroup
 	for _, way := range [][2]*net.UnixConn{{out, in}, {in, out}} {
@@ -165,7 +206,7 @@ func (d *door) carry(in *net.UnixConn) {
 			n, _ := io.Copy(way[0], way[1])
 			way[0].CloseWrite()
 			d.mu.Lock()
-			d.uses.Bytes += n
+			w.uses.Bytes += n
 			d.mu.Unlock()
 		})
 	}
@@ -178,19 +219,23 @@ func (d *door) leave(c net.Conn) {
 	delete(d.carried, c)
 }
 
-// darken lets nobody in any more, if dark, and ends what was let in.
-func (d *door) darken(dark bool) {
+// darken ends what ways have let in, and lets nobody in there any more if dark.
+func (d *door) darken(dark bool, ways ...*way) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.dark = d.dark || dark
-	for c := range d.carried {
-		c.Close()
+	for _, w := range ways {
+		w.dark = w.dark || dark
+	}
+	for c, w := range d.carried {
+		if slices.Contains(ways, w) {
+			c.Close()
+		}
 	}
 }
 
 // shut takes the door away.
 func (d *door) shut() {
-	d.darken(true)
+	d.darken(true, d.ways...)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.listen != nil {
@@ -208,11 +253,13 @@ func (e *environment) Seal(ctx context.Context, p sandbox.Policy) error {
 	open := p.Narrowed(names)
 	cuts := !p.Darkens(e.sealedAs)
 	for _, d := range e.doors {
-		kept := slices.ContainsFunc(open.Sockets, func(s sandbox.Socket) bool {
-			return s.Path == d.path && s.Condition == d.condition && (len(s.Machines) == 0 || slices.Contains(s.Machines, d.machine))
-		})
-		if !kept || cuts {
-			d.darken(!kept)
+		for _, w := range d.ways {
+			kept := slices.ContainsFunc(open.Sockets, func(s sandbox.Socket) bool {
+				return s.Path == d.path && s.Condition == w.Condition && sandbox.Among(s.Machines, d.machine)
+			})
+			if !kept || cuts {
+				d.darken(!kept, w)
+			}
 		}
 	}
 	e.sealedAs = p
@@ -232,9 +279,7 @@ func (e *environment) Blocked(ctx context.Context) ([]sandbox.Flow, error) {
 	flows, err := e.Client.Blocked(ctx)
 	for _, d := range e.doors {
 		d.mu.Lock()
-		if d.blocked.Count > 0 {
-			flows = append(flows, d.blocked)
-		}
+		flows = append(flows, d.blocked...)
 		d.mu.Unlock()
 	}
 	slices.SortStableFunc(flows, func(a, b sandbox.Flow) int { return a.First.Compare(b.First) })
@@ -246,7 +291,9 @@ func (e *environment) Used(ctx context.Context) ([]sandbox.Use, error) {
 	uses, err := e.Client.Used(ctx)
 	for _, d := range e.doors {
 		d.mu.Lock()
-		uses = hub.AddUses(uses, []sandbox.Use{d.uses})
+		for _, w := range d.ways {
+			uses = hub.AddUses(uses, []sandbox.Use{w.uses})
+		}
 		d.mu.Unlock()
 	}
 	return uses, err

@@ -44,7 +44,7 @@ func TestDoor(t *testing.T) {
 		}
 	}()
 
-	doors, err := newDoors(sandbox.Policy{Sockets: []sandbox.Socket{{Condition: 3, Path: outside}, {Condition: 4, Path: "/x", Machines: []string{"other"}}}}, "m")
+	doors, err := newDoors(sandbox.Policy{Sockets: []sandbox.Socket{{Condition: 3, Path: outside}, {Condition: 4, Path: "/x", Machines: []string{"other"}}}}, "m", "")
 	if err != nil || len(doors) != 1 {
 		t.Fatalf("%d doors, %v", len(doors), err)
 	}
@@ -81,7 +81,7 @@ func TestDoor(t *testing.T) {
 		t.Errorf("%d bytes of descriptors reached the daemon", n)
 	}
 
-	d.darken(true)
+	d.darken(true, d.ways...)
 	if n, err := c.Read(buf); err == nil {
 		t.Errorf("%q came after it went dark", buf[:n])
 	}
@@ -90,7 +90,11 @@ func TestDoor(t *testing.T) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.uses.Condition != 3 || d.uses.Count != 1 || d.blocked.Count != 1 || d.blocked.Path != outside || d.blocked.First.IsZero() {
-		t.Errorf("used %+v, blocked %+v", d.uses, d.blocked)
+	uses := d.ways[0].uses
+	if uses.Condition != 3 || uses.Count != 1 || len(d.blocked) != 1 || d.blocked[0].Count != 1 || d.blocked[0].Path != outside || d.blocked[0].First.IsZero() {
+		t.Fatalf("used %+v, blocked %+v", uses, d.blocked)
+	}
+	if o := d.blocked[0].Origin; o == nil || o.PID != os.Getpid() || len(o.Argv) == 0 {
+		t.Errorf("who came in the dark: %+v", o)
 	}
 }

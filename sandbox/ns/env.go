@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -77,9 +78,11 @@ func (e *environment) start(ctx context.Context) error {
 	contents := make([][]sandbox.File, len(e.spec.Machines))
 	for i, m := range e.spec.Machines {
 		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Disk: m.Disk, Base: bases[i]}
-		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.Name, m, req.IDs[0].First); err != nil {
+		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.Name, m, req.IDs[0].First, e.spec.Policy.Units); err != nil {
 			return err
 		}
+		config.UnitsAt = filepath.Join(e.provider.cg.at, e.lease.Name, m.Name)
+		config.Apart = len(e.spec.Policy.Units) > 0
 		config.Events = e.provider.cg.oomEvents(e.lease.Name, m.Name)
 		for _, f := range m.Files {
 			switch {
@@ -98,7 +101,7 @@ func (e *environment) start(ctx context.Context) error {
 				contents[i] = append(contents[i], f)
 			}
 		}
-		made, err := newDoors(e.spec.Policy, m.Name)
+		made, err := newDoors(e.spec.Policy, m.Name, config.UnitsAt)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -38,35 +39,42 @@ func machineMain() error {
 	if err != nil {
 		return err
 	}
-	boot := func() (string, error) {
+	var options agent.Options
+	var kept *os.File
+	boot := func() error {
 		if err := quietNetwork(); err != nil {
-			return "", err
+			return err
 		}
 		msg, t, err := receiveBoot(conn)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if err := unix.Sethostname([]byte(msg.Machine.Name)); err != nil {
-			return "", fmt.Errorf("setting the host name: %w", err)
+			return fmt.Errorf("setting the host name: %w", err)
 		}
 		var id [16]byte
 		rand.Read(id[:])
-		units := ""
-		if t.units != nil {
-			units = "/sys/fs/cgroup"
+		options.Apart = msg.Machine.Apart
+		switch {
+		case t.units != nil && options.Apart:
+			// Mounted nowhere: the agent alone has it.
+			options.CgroupRoot = fmt.Sprintf("/proc/self/fd/%d", t.units.Fd())
+			kept = t.units
+			t.units = nil
+		case t.units != nil:
+			options.CgroupRoot = "/sys/fs/cgroup"
 		}
 		if err := buildRoot(msg.Machine, msg.Root, t, hex.EncodeToString(id[:])); err != nil {
-			return "", err
+			return err
 		}
 		for i, at := range msg.Machine.Doors {
 			if err := hang(t.doors[i], at); err != nil {
-				return "", err
+				return err
 			}
 		}
-		return units, nil
+		return nil
 	}
-	units, err := boot()
-	if err != nil {
+	if err := boot(); err != nil {
 		conn.Write([]byte(err.Error()))
 		conn.Close()
 		return err
@@ -75,7 +83,8 @@ func machineMain() error {
 		return fmt.Errorf("answering the gateway: %w", err)
 	}
 	conn.Close()
-	return serveAgent(units)
+	defer runtime.KeepAlive(kept)
+	return serveAgent(options)
 }
 
 // quietNetwork gives the machine's network namespace its settings. It comes
@@ -102,12 +111,11 @@ func quietNetwork() error {
 // killed; there is none without limits.
 const oomFile = 5
 
-func serveAgent(units string) error {
+func serveAgent(options agent.Options) error {
 	unix.CloseOnExec(3)
-	events := ""
 	if isOpen(oomFile) {
 		unix.CloseOnExec(oomFile)
-		events = fmt.Sprintf("/proc/self/fd/%d", oomFile)
+		options.OOMEvents = fmt.Sprintf("/proc/self/fd/%d", oomFile)
 	}
 
 	channel := os.NewFile(3, "agent")
@@ -116,7 +124,7 @@ func serveAgent(units string) error {
 	if err != nil {
 		return fmt.Errorf("using the agent's channel: %w", err)
 	}
-	return agent.Serve(context.Background(), conn, agent.Options{CgroupRoot: units, OOMEvents: events})
+	return agent.Serve(context.Background(), conn, options)
 }
 
 // receiveBoot sends the machine's namespaces to the gateway, and receives what

@@ -264,6 +264,13 @@ func (p *Provider) checkSpec(spec sandbox.Spec) error {
 			return fmt.Errorf("leasing %s: it needs an IPv4 and an IPv6 address", m.Name)
 		}
 	}
+	switch {
+	case len(spec.Policy.Units) == 0:
+	case !p.root:
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: errors.New("a condition is for some units alone (only=), and an ordinary user has no cgroups by which units are told apart"), Hint: "run bj as root"}
+	case p.cg.unified == "":
+		return &sandbox.Error{Code: sandbox.CodeLimits, Err: errors.New("a condition is for some units alone (only=), and this host has no cgroup file system of version 2 that bj may write, by which units are told apart"), Hint: "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"}
+	}
 	if len(spec.Users) > 0 && !p.root && p.ids == nil {
 		return &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("a step runs as %s, and an ordinary user's machines have uid 0 alone", spec.Users[0]),
 			Hint: "run bj as root, or give this user subordinate ids: apt-get install uidmap, and usermod --add-subuids and --add-subgids"}

@@ -30,6 +30,8 @@ type machineConfig struct {
 	Disk    int64    // bytes
 	Cgroups []string // folders, on the host, to whose cgroup.procs the machine goes
 	Units   string   // the one of them, in the unified hierarchy, where the agent makes units; "" if none
+	UnitsAt string   // where that is in the cgroup namespace
+	Apart   bool     // units are kept apart: see agent.Options
 	Events  string   // file of the cgroup that counts what the memory limit killed; "" without limits
 	Base    base
 	Layers  []string // folders of the host laid over its root, the first on top

@@ -29,6 +29,7 @@ type flowKey struct {
 	source                   netip.Addr
 	destination              netip.AddrPort
 	name, path, method       string // of questions and requests alone
+	unit                     string // as of a sandbox.Flow
 }
 
 type flow struct {
@@ -37,14 +38,14 @@ type flow struct {
 }
 
 // Add counts a drop, of the machine and at the interface as a person calls
-// them: "lo" or "eth0".
-func (f *Flows) Add(machine, iface string, d Drop) {
-	f.add(flowKey{machine, iface, d.Protocol, d.Source.Addr(), d.Destination, "", "", ""}, d.Source, 1, d.Time)
+// them: "lo" or "eth0". Unit is as of a sandbox.Flow.
+func (f *Flows) Add(machine, iface, unit string, d Drop) {
+	f.add(flowKey{machine: machine, iface: iface, protocol: d.Protocol, source: d.Source.Addr(), destination: d.Destination, unit: unit}, d.Source, 1, d.Time)
 }
 
 // AddName counts a question about a name that was left unanswered.
-func (f *Flows) AddName(machine, name string, from, to netip.AddrPort, at time.Time) {
-	f.add(flowKey{machine, "eth0", "dns", from.Addr(), to, name, "", ""}, from, 1, at)
+func (f *Flows) AddName(machine, unit, name string, from, to netip.AddrPort, at time.Time) {
+	f.add(flowKey{machine: machine, iface: "eth0", protocol: "dns", source: from.Addr(), destination: to, name: name, unit: unit}, from, 1, at)
 }
 
 // AddFrame sets the count of frames that carry no IP, as Counters has them.
@@ -63,8 +64,8 @@ func (f *Flows) AddFrame(machine, iface string, kind Frame, count int64, now tim
 
 // AddRequest counts a request of a protocol, "http" or "https", that was not
 // passed on.
-func (f *Flows) AddRequest(machine, protocol, host, method, path string, from, to netip.AddrPort, at time.Time) {
-	f.add(flowKey{machine, "eth0", protocol, from.Addr(), to, host, path, method}, from, 1, at)
+func (f *Flows) AddRequest(machine, unit, protocol, host, method, path string, from, to netip.AddrPort, at time.Time) {
+	f.add(flowKey{machine, "eth0", protocol, from.Addr(), to, host, path, method, unit}, from, 1, at)
 }
 
 func (f *Flows) add(k flowKey, source netip.AddrPort, count int64, at time.Time) {
@@ -77,7 +78,7 @@ func (f *Flows) add(k flowKey, source netip.AddrPort, count int64, at time.Time)
 	}
 	if len(f.flows) >= maxFlows {
 		k.source, k.destination, source = netip.Addr{}, netip.AddrPort{}, netip.AddrPort{}
-		k.name, k.path, k.method = "", "", ""
+		k.name, k.path, k.method, k.unit = "", "", "", ""
 		if old := f.flows[k]; old != nil {
 			old.Count += count
 			old.Last = at
@@ -94,7 +95,7 @@ func (f *Flows) insert(k flowKey, source netip.AddrPort, count int64, at time.Ti
 	}
 	f.flows[k] = &flow{order: f.next, Flow: sandbox.Flow{
 		Machine: k.machine, Interface: k.iface, Protocol: k.protocol,
-		Source: source, Destination: k.destination, Name: k.name, Path: k.path, Method: k.method, Count: count, First: at, Last: at,
+		Source: source, Destination: k.destination, Name: k.name, Path: k.path, Method: k.method, Unit: k.unit, Count: count, First: at, Last: at,
 	}}
 	f.next++
 }

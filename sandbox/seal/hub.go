@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -43,12 +44,17 @@ func CompileHub(p sandbox.Policy, h Hub) (*Ruleset, error) {
 	for _, m := range h.Machines {
 		names = append(names, m.Name)
 	}
-	c := hubCompiler{Hub: h, policy: p.Narrowed(names), t: &table{family: nftables.TableFamilyINet, name: TableHub}, on: map[string]string{}}
+	c := hubCompiler{Hub: h, policy: p.Narrowed(names), t: &table{family: nftables.TableFamilyINet, name: TableHub}, on: map[string]string{}, by: map[string]string{}}
 	if err := c.check(); err != nil {
 		return nil, err
 	}
 	if err := c.sets(); err != nil {
 		return nil, err
+	}
+	for _, a := range c.policy.Allows {
+		if _, err := numbers(c.policy, a.Units); err != nil {
+			return nil, err
+		}
 	}
 	c.arrive()
 	if err := c.decide(); err != nil {
@@ -65,6 +71,7 @@ type hubCompiler struct {
 	held   bool
 	used   []int             // conditions that the rules count
 	on     map[string]string // machines of an allow → the set of their interfaces
+	by     map[string]string // units of an allow → the set of their marks
 }
 
 func (c *hubCompiler) check() error {
@@ -80,6 +87,19 @@ func (c *hubCompiler) check() error {
 		}
 	}
 	return nil
+}
+
+// numbers returns the numbers of units.
+func numbers(p sandbox.Policy, units []string) ([]int, error) {
+	var ns []int
+	for _, u := range units {
+		n := p.Number(u)
+		if n == 0 {
+			return nil, fmt.Errorf("compiling an allow: the policy has no number for the unit %s", u)
+		}
+		ns = append(ns, n)
+	}
+	return ns, nil
 }
 
 func (c *hubCompiler) relay() bool { return c.RelayTCP != 0 && c.RelayUDP != 0 }
@@ -171,10 +191,31 @@ func (c *hubCompiler) admit(bits uint32) part {
 
 func (c *hubCompiler) arrive() {
 	c.hook("arrive", "prerouting", nftables.ChainHookPrerouting, priorityArrive, nftables.ChainPolicyDrop)
+	c.read()
 	for _, k := range stacks() {
 		c.t.add("arrive", in("source"+k.suffix, iifKey(), k.saddrKey()), k.plain(), accept())
 	}
 	c.t.add("arrive", dark(c.Group, reasonForged)...)
+}
+
+// read takes the numbers of units from packets of machines whose own rules write
+// them there. Whose those of the others are is known already: see MarkSenders.
+func (c *hubCompiler) read() {
+	var tagged []string
+	for _, m := range c.Machines {
+		if m.Tagged {
+			tagged = append(tagged, m.Name)
+		}
+	}
+	if len(tagged) == 0 || len(c.policy.Units) == 0 {
+		return
+	}
+	c.t.sets = append(c.t.sets, c.interfaces("tagged", tagged))
+	for _, k := range stacks() {
+		for n := range min(len(c.policy.Units), sandbox.MaxUnits) {
+			c.t.add("arrive", in("tagged", iifKey()), k.dscp(n+1), setMark(MarkUnit(n+1)))
+		}
+	}
 }
 
 func (c *hubCompiler) decide() error {
@@ -182,23 +223,35 @@ func (c *hubCompiler) decide() error {
 	c.t.add("decide", c.current(), toChain("known"))
 	c.t.add("decide", notState("new", expr.CtStateBitNEW), toChain("stray"))
 	c.t.add("decide", midway(), toChain("stray"))
+	judge := "decide"
+	if len(c.policy.Units) > 0 {
+		// What begins something, or would if it were not tracked yet, is judged by
+		// its sender each time: a port is given to another when it is closed.
+		judge = "judge"
+		c.t.add("decide", toChain(judge))
+		c.t.add("known", forward(), l4(unix.IPPROTO_UDP), toChain(judge))
+		c.t.add("known", forward(), ctMark(relayedBit, 0), opening(), toChain(judge))
+		for _, k := range stacks() {
+			c.t.add("known", forward(), k.echoType(k.request), toChain(judge))
+		}
+	}
 	for _, k := range stacks() {
 		if a := c.gateway(k); a.IsValid() {
 			if c.relay() {
 				// Questions about names: the gate answers those that it may.
-				c.t.add("decide", k.to(a), udpPort(portNames), c.admit(relayedBit), toChain("relayed"))
+				c.t.add(judge, k.to(a), udpPort(portNames), c.admit(relayedBit), toChain("relayed"))
 			}
-			c.t.add("decide", k.to(a), toChain("closed"))
+			c.t.add(judge, k.to(a), toChain("closed"))
 		}
-		c.t.add("decide", in("machines"+k.suffix, k.daddrKey()), toChain("inside"))
+		c.t.add(judge, in("machines"+k.suffix, k.daddrKey()), toChain("inside"))
 	}
 	inside, outside, err := c.sort()
 	if err != nil {
 		return err
 	}
 	c.inside(inside)
-	c.outside(outside)
-	c.t.add("decide", toChain("closed"))
+	c.outside(judge, outside)
+	c.t.add(judge, toChain("closed"))
 	c.t.add("closed", dark(c.Group, reasonClosed)...)
 	c.t.add("stray", dark(c.Group, reasonStray)...)
 
@@ -216,6 +269,7 @@ func (c *hubCompiler) decide() error {
 type group struct {
 	condition int
 	machines  []string // nil for all
+	units     []string // nil for all
 	spans     []span
 }
 
@@ -223,13 +277,13 @@ type group struct {
 // The relay counts conditions by itself; those between machines are counted
 // here, and so are kept apart.
 func (c *hubCompiler) sort() (inside, outside []*group, err error) {
-	find := func(list *[]*group, condition int, machines []string) *group {
+	find := func(list *[]*group, condition int, machines, units []string) *group {
 		for _, g := range *list {
-			if g.condition == condition && slices.Equal(g.machines, machines) {
+			if g.condition == condition && slices.Equal(g.machines, machines) && slices.Equal(g.units, units) {
 				return g
 			}
 		}
-		g := &group{condition: condition, machines: machines}
+		g := &group{condition: condition, machines: machines, units: units}
 		*list = append(*list, g)
 		return g
 	}
@@ -248,7 +302,7 @@ func (c *hubCompiler) sort() (inside, outside []*group, err error) {
 		for _, m := range c.Machines {
 			for _, k := range stacks() {
 				if n, ok := s.narrow(m.addr(k)); ok {
-					g := find(&inside, a.Condition, machines)
+					g := find(&inside, a.Condition, machines, a.Units)
 					g.spans = append(g.spans, n)
 				}
 			}
@@ -262,15 +316,36 @@ func (c *hubCompiler) sort() (inside, outside []*group, err error) {
 		for _, p := range abroad(s.prefix) {
 			n := s
 			n.prefix = p
-			g := find(&outside, 0, machines)
+			g := find(&outside, 0, machines, a.Units)
 			g.spans = append(g.spans, n)
 		}
 	}
 	return inside, outside, nil
 }
 
-// from matches the interfaces of a group's machines.
+// from matches the units of a group, on its machines.
 func (c *hubCompiler) from(g *group) []part {
+	on := c.machinesOf(g)
+	if g.units == nil {
+		return on
+	}
+	id := strings.Join(g.units, "\x00")
+	name, ok := c.by[id]
+	if !ok {
+		name = fmt.Sprintf("by_%d", len(c.by)+1)
+		c.by[id] = name
+		s := &set{name: name, types: []nftables.SetDatatype{nftables.TypeMark}}
+		ns, _ := numbers(c.policy, g.units) // checked before
+		for _, n := range ns {
+			s.elements = append(s.elements, element{text: fmt.Sprintf("0x%08x", MarkUnit(n)), key: binaryutil.NativeEndian.PutUint32(MarkUnit(n))})
+		}
+		c.t.sets = append(c.t.sets, s)
+	}
+	return append(on, in(name, metaKey("meta mark", expr.MetaKeyMARK, 4)))
+}
+
+// machinesOf matches the interfaces of a group's machines.
+func (c *hubCompiler) machinesOf(g *group) []part {
 	if g.machines == nil {
 		return nil
 	}
@@ -304,7 +379,13 @@ func (c *hubCompiler) inside(groups []*group) {
 			used, bytes := counters(g.condition)
 			c.t.counters = append(c.t.counters, used, bytes)
 			bits := uint32(g.condition + 1)
-			c.t.add(admitted, c.admit(bits), count(used), count(bytes), accept())
+			admit := []part{c.admit(bits), count(used), count(bytes), accept()}
+			if len(c.policy.Units) > 0 {
+				// It may be known already.
+				c.t.add(admitted, state("new", expr.CtStateBitNEW), count(used))
+				admit = slices.Delete(admit, 1, 2)
+			}
+			c.t.add(admitted, admit...)
 			c.t.add("known", ctMark(conditionMask, bits), count(bytes), accept())
 		}
 	}
@@ -350,7 +431,7 @@ func (c *hubCompiler) one(m Machine) string {
 	return name
 }
 
-func (c *hubCompiler) outside(groups []*group) {
+func (c *hubCompiler) outside(judge string, groups []*group) {
 	if !c.relay() {
 		return
 	}
@@ -359,13 +440,14 @@ func (c *hubCompiler) outside(groups []*group) {
 		for _, k := range stacks() {
 			ports, pings := split(k, g.spans)
 			for _, name := range addSpans(c.t, k, fmt.Sprintf("outside%s_%d", k.suffix, i+1), ports) {
-				c.t.add("decide", append(slices.Clone(from), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("outside"))...)
+				c.t.add(judge, append(slices.Clone(from), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("outside"))...)
 				if len(c.policy.Dark) > 0 {
-					c.t.add("still", append(slices.Clone(from), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("relayed"))...)
+					// Within a connection, the kernel may send without a socket.
+					c.t.add("still", append(c.machinesOf(g), in(name, protoKey(), k.daddrKey(), dportKey()), toChain("relayed"))...)
 				}
 			}
 			for _, name := range addSpans(c.t, k, fmt.Sprintf("away%s_%d", k.suffix, i+1), pings) {
-				c.t.add("decide", append(slices.Clone(from), k.echoType(k.request), in(name, protoKey(), k.daddrKey()), toChain("outside"))...)
+				c.t.add(judge, append(slices.Clone(from), k.echoType(k.request), in(name, protoKey(), k.daddrKey()), toChain("outside"))...)
 			}
 		}
 	}
@@ -391,6 +473,9 @@ func (c *hubCompiler) outside(groups []*group) {
 	c.t.add("answer", mark(MarkRefused), c.admit(0), l4(unix.IPPROTO_TCP), reset())
 	for _, k := range stacks() {
 		c.t.add("relayed", family(k), l4(unix.IPPROTO_TCP), k.tproxy(c.RelayTCP), setMark(MarkDeliver), accept())
+		for n := range min(len(c.policy.Units), sandbox.MaxUnits) {
+			c.t.add("relayed", mark(MarkUnit(n+1)), family(k), l4(unix.IPPROTO_UDP), k.tproxy(c.RelayUDP+uint16(n+1)), setMark(MarkDeliver), accept())
+		}
 		c.t.add("relayed", family(k), l4(unix.IPPROTO_UDP), k.tproxy(c.RelayUDP), setMark(MarkDeliver), accept())
 	}
 	c.t.add("relayed", count(CounterSilent), drop())

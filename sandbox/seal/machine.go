@@ -32,6 +32,12 @@ var (
 // like that: an answer passes if it comes from an open port and belongs to a
 // tracked exchange. What is tracked serves to cut, beside that, what was open
 // under earlier rules.
+//
+// Where the policy has units, output writes into each packet the number of the
+// unit whose socket it is from, as its DSCP: it is read where the packet comes in
+// on loopback, and in the hub if the machine is Tagged. A number says nothing of
+// packets within a connection, which a kernel may send without a socket, and is
+// asked for by those that may begin one.
 func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if m.Uplink == "" {
 		m.Uplink = "eth0"
@@ -43,11 +49,18 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	if m.UplinkIndex != 0 {
 		leaving = oifIndex(m.UplinkIndex)
 	}
+	if n := min(len(p.Units), sandbox.MaxUnits); len(m.Cgroups) < n {
+		return nil, fmt.Errorf("compiling the rules of %s: it has %d cgroups for %d units", m.Name, len(m.Cgroups), n)
+	}
+	m.Cgroups = m.Cgroups[:min(len(m.Cgroups), sandbox.MaxUnits)]
 	c := machineCompiler{Inside: m, policy: p.Narrowed([]string{m.Name}), t: &table{family: nftables.TableFamilyINet, name: TableMachine, owned: true}}
 	if err := c.sets(); err != nil {
 		return nil, err
 	}
 	c.base("output", nftables.ChainHookOutput)
+	if len(c.policy.Units) > 0 {
+		c.tag(leaving)
+	}
 	c.t.add("output", oif("lo"), accept())
 	c.t.add("output", leaving, accept())
 	c.t.add("output", dark(m.Group, reasonInterface)...)
@@ -57,6 +70,30 @@ func CompileMachine(p sandbox.Policy, m Inside) (*Ruleset, error) {
 	c.input()
 	c.loopback()
 	return &Ruleset{tables: []*table{c.t}, generation: m.Generation}, nil
+}
+
+// tagOther is the DSCP of what comes from a socket of no unit.
+const tagOther = 0x3f
+
+// tag writes into packets whose they are.
+func (c *machineCompiler) tag(leaving part) {
+	c.t.add("output", oif("lo"), call("tag"))
+	if c.Tagged {
+		c.t.add("output", leaving, call("tag"))
+	}
+	for _, k := range stacks() {
+		c.t.add("tag", k.setDSCP(0))
+	}
+	// Without a socket, the kernel would be asked about the one at the other end.
+	c.t.add("tag", hasSocket(), toChain("sender"))
+	for i, cgroup := range c.Cgroups {
+		for _, k := range stacks() {
+			c.t.add("sender", sentIn(cgroup), k.setDSCP(i+1), back())
+		}
+	}
+	for _, k := range stacks() {
+		c.t.add("sender", k.setDSCP(tagOther))
+	}
 }
 
 type machineCompiler struct {
@@ -99,7 +136,13 @@ func (c *machineCompiler) sets() error {
 		if i >= 0 {
 			g = c.conditions[i]
 		} else {
-			g = &group{condition: a.Condition}
+			g = &group{condition: a.Condition, units: a.Units}
+		}
+		if !slices.Equal(g.units, a.Units) {
+			return fmt.Errorf("compiling the rules of %s: condition %d is for different units", c.Name, a.Condition)
+		}
+		if _, err := numbers(c.policy, a.Units); err != nil {
+			return err
 		}
 		for _, q := range own {
 			n := s
@@ -179,6 +222,16 @@ func (c *machineCompiler) loopback() {
 	admit, current := setCtMark(generation), ctMark(generationMask, generation)
 	for _, g := range c.conditions {
 		name, then := "internal", accept()
+		senders, _ := numbers(c.policy, g.units) // checked above
+		// from is a rule for all that may begin something, or one for each unit.
+		from := func(k stack, parts ...part) {
+			if len(g.units) == 0 {
+				c.t.add(chain, parts...)
+			}
+			for _, n := range senders {
+				c.t.add(chain, append([]part{k.dscp(n)}, parts...)...)
+			}
+		}
 		if g.condition >= 0 {
 			name = fmt.Sprintf("condition_%d", g.condition)
 			then = toChain(name)
@@ -186,14 +239,14 @@ func (c *machineCompiler) loopback() {
 		for _, k := range stacks() {
 			for _, s := range c.names[name+k.suffix] {
 				request, answer := in(s, protoKey(), k.daddrKey(), dportKey()), in(s, protoKey(), k.saddrKey(), sportKey())
-				c.t.add(chain, opening(), request, admit, then)
-				c.t.add(chain, l4(unix.IPPROTO_UDP), request, admit, then)
+				from(k, opening(), request, admit, then)
+				from(k, l4(unix.IPPROTO_UDP), request, admit, then)
 				c.t.add(chain, notOpening(), current, request, then)
 				c.t.add(chain, notOpening(), current, answer, then)
 				c.t.add(chain, l4(unix.IPPROTO_UDP), state("established", expr.CtStateBitESTABLISHED), current, answer, then)
 			}
 			for _, s := range c.names[name+k.suffix+"ping"] {
-				c.t.add(chain, k.echoType(k.request), in(s, protoKey(), k.daddrKey()), then)
+				from(k, k.echoType(k.request), in(s, protoKey(), k.daddrKey()), then)
 				c.t.add(chain, k.echoType(k.reply), in(s, protoKey(), k.saddrKey()), then)
 			}
 		}

@@ -3,6 +3,7 @@ package seal
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -384,6 +385,64 @@ func mark(value uint32) part {
 	return part{fmt.Sprintf("meta mark 0x%08x", value), meta(expr.MetaKeyMARK, binaryutil.NativeEndian.PutUint32(value))}
 }
 
+// hasSocket matches what a program's socket has sent, rather than the kernel on
+// its behalf, for what has been closed, or what came in from elsewhere.
+func hasSocket() part {
+	const none = math.MaxUint32 // is no user
+	return part{fmt.Sprintf("meta skuid != %d", uint32(none)), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(none)}}}
+}
+
+// sentIn matches what sockets made in a cgroup, or below it, send.
+func sentIn(c Cgroup) part {
+	level := strings.Count(c.Path, "/") + 1
+	return part{fmt.Sprintf("socket cgroupv2 level %d %q", level, c.Path), []expr.Any{
+		&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: uint32(level), Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint64(c.ID)}}}
+}
+
+// DSCP is six bits of the second byte in IPv4, and of the first two in IPv6.
+func (k stack) dscpBits(number int) (mask, value []byte) {
+	if k.v6 {
+		return []byte{0x0f, 0xc0}, []byte{byte(number >> 2), byte(number << 6)}
+	}
+	return []byte{0x00, 0xfc}, []byte{0x00, byte(number << 2)}
+}
+
+// dscp matches packets that carry a number as their DSCP.
+func (k stack) dscp(number int) part {
+	mask, value := k.dscpBits(number)
+	offset := uint32(0)
+	if !k.v6 {
+		mask, value, offset = mask[1:], value[1:], 1
+	}
+	return part{fmt.Sprintf("%s dscp 0x%02x", k.keyword, number), append(k.only().exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(mask))},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value})}
+}
+
+// setDSCP writes a number into packets.
+func (k stack) setDSCP(number int) part {
+	mask, value := k.dscpBits(number)
+	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Len: 2}
+	if !k.v6 {
+		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10
+	}
+	return part{fmt.Sprintf("%s dscp set 0x%02x", k.keyword, number), append(k.only().exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{^mask[0], ^mask[1]}, Xor: value},
+		write)}
+}
+
+// forward matches packets of the side that has begun a conversation.
+func forward() part {
+	return part{"ct direction original", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}}}}
+}
+
 func setMark(value uint32) part {
 	return part{fmt.Sprintf("meta mark set 0x%08x", value), []expr.Any{
 		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(value)},
@@ -399,6 +458,13 @@ func quoted(s string) string { return `"` + s + `"` }
 func accept() part { return part{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}} }
 
 func drop() part { return part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}} }
+
+// back goes on behind the jump that led here, and call is that jump.
+func back() part { return part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}} }
+
+func call(name string) part {
+	return part{"jump " + name, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: name}}}
+}
 
 func toChain(name string) part {
 	return part{"goto " + name, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}}}

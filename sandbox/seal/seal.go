@@ -54,6 +54,18 @@ const (
 	MarkReply = 4
 )
 
+// What a machine sends carries a mark that says which unit it is from, where the
+// policy names units, until one of the marks above takes its place; 0 is what no
+// socket has sent.
+const (
+	markUnits = 0x100
+	// MarkOther is a socket of none of the policy's units.
+	MarkOther = markUnits + 0xff
+)
+
+// MarkUnit is of the unit of that number: see sandbox.Policy.Number.
+func MarkUnit(number int) uint32 { return markUnits + uint32(number) }
+
 // Connection marks.
 const (
 	generationShift = 24
@@ -80,6 +92,7 @@ type Hub struct {
 	// RelayTCP and RelayUDP are the ports of the relay's transparent sockets,
 	// on any address. Zero means that there is no relay, and that allows to
 	// addresses outside of the environment open nothing.
+	// Where the policy has units, the unit n has the port RelayUDP + n.
 	RelayTCP, RelayUDP uint16
 	Queue              uint16 // the NFQUEUE of held packets
 	Group              uint16 // the NFLOG group of dropped packets
@@ -90,6 +103,9 @@ type Machine struct {
 	Name      string
 	Interface string // the hub's end of its link
 	V4, V6    netip.Addr
+	// Tagged says that its kernel is its own, so that the rules inside write into
+	// each packet which unit it is from. Otherwise MarkSenders says so in the hub.
+	Tagged bool
 }
 
 // Inside is what CompileMachine needs to know of one machine.
@@ -104,6 +120,14 @@ type Inside struct {
 	UplinkIndex int
 	// Group is the NFLOG group of dropped packets, in the machine's namespace.
 	Group uint16
+	// Cgroups are those of the policy's units, in their order.
+	Cgroups []Cgroup
+}
+
+// Cgroup is a folder of version 2.
+type Cgroup struct {
+	Path string // from the root of the cgroup namespace of the process that applies the rules, without a slash before it
+	ID   uint64 // the folder's inode
 }
 
 // Prefixes of the log say why a packet was dropped; see Drop.Reason.

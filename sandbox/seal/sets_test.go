@@ -130,7 +130,7 @@ func TestFlows(t *testing.T) {
 	var f Flows
 	to := netip.MustParseAddrPort("192.0.2.1:80")
 	for i := range 3 {
-		f.Add("m0", "eth0", Drop{Protocol: "tcp", Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(1000+i)), Destination: to})
+		f.Add("m0", "eth0", "", Drop{Protocol: "tcp", Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(1000+i)), Destination: to})
 	}
 	f.AddFrame("m0", "eth0", Frame{"m0", unix.ETH_P_ARP}, 7, f.List()[0].First)
 	f.AddFrame("m0", "eth0", Frame{"m0", unix.ETH_P_ARP}, 9, f.List()[0].First)
@@ -139,7 +139,7 @@ func TestFlows(t *testing.T) {
 		t.Fatalf("got %v", got)
 	}
 	for i := range 10 * maxFlows {
-		f.Add("m0", "eth0", Drop{Protocol: "udp", Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1)})
+		f.Add("m0", "eth0", "", Drop{Protocol: "udp", Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1)})
 	}
 	var total int64
 	got = f.List()

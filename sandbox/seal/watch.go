@@ -27,6 +27,9 @@ type Drop struct {
 	Destination netip.AddrPort
 	ICMPType    int // -1 if it is not ICMP
 	Length      int // of the packet, as its header says
+	// Unit is the number of the unit that has sent it, as its mark in the hub says;
+	// Tag is what rules inside a machine have written into it. 0 is none.
+	Unit, Tag int
 }
 
 // watchBuffer holds what was dropped and not yet looked at, in bytes.
@@ -69,6 +72,9 @@ func Watch(ctx context.Context, netNS int, group uint16, ready chan<- struct{}, 
 		d.Time = time.Now()
 		if a.Prefix != nil {
 			d.Reason = *a.Prefix
+		}
+		if a.Mark != nil && *a.Mark > markUnits && *a.Mark < MarkOther {
+			d.Unit = int(*a.Mark - markUnits)
 		}
 		d.In, d.Out = links.name(a.InDev), links.name(a.OutDev)
 		f(d)
@@ -148,6 +154,7 @@ func ParsePacket(b []byte) (Drop, bool) {
 			return d, false
 		}
 		protocol = b[9]
+		d.Tag = int(b[1] >> 2)
 		d.Length = int(binary.BigEndian.Uint16(b[2:]))
 		d.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[12:16])), 0)
 		d.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), 0)
@@ -160,6 +167,7 @@ func ParsePacket(b []byte) (Drop, bool) {
 			return d, false
 		}
 		protocol = b[6]
+		d.Tag = int(b[0]&0x0f)<<2 | int(b[1]>>6)
 		d.Length = 40 + int(binary.BigEndian.Uint16(b[4:]))
 		d.Source = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), 0)
 		d.Destination = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[24:40])), 0)
