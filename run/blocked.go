@@ -26,7 +26,7 @@ type attemptKey struct {
 }
 
 func keyOf(f sandbox.Flow) attemptKey {
-	k := attemptKey{machine: f.Machine, protocol: f.Protocol, to: f.Destination, name: f.Name, path: f.Path, method: f.Method}
+	k := attemptKey{machine: f.Machine, unit: f.Unit, protocol: f.Protocol, to: f.Destination, name: f.Name, path: f.Path, method: f.Method}
 	if o := f.Origin; o != nil {
 		k.unit, k.exe, k.argv = o.Unit, o.Exe, strings.Join(o.Argv, "\x00")
 	}
@@ -82,6 +82,7 @@ func (s *site) blame(f sandbox.Flow) event.Blocked {
 			b.Wider = []string{listensLine(s.plan.Recipe.Service, f)}
 		}
 	}
+	s.plan.widen(&b, f)
 	if b.Service == nil || s.plan.recovery == nil {
 		return b
 	}

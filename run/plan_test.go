@@ -1,6 +1,7 @@
 package run
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,7 +79,13 @@ func TestPlanRefuses(t *testing.T) {
 		change func(*fleet.Recipe)
 		want   string
 	}{
-		"only":        {func(r *fleet.Recipe) { condition("tcp://10.0.0.1:1")(r); r.Conditions[0].Only = []string{"x"} }, "units"},
+		"only of a library": {func(r *fleet.Recipe) { condition("lib:///usr/lib/libx.so")(r); r.Conditions[0].Only = []string{"x"} }, "for all units"},
+		"too many units": {func(r *fleet.Recipe) {
+			condition("tcp://10.0.0.1:1")(r)
+			for i := range sandbox.MaxUnits + 1 {
+				r.Conditions[0].Only = append(r.Conditions[0].Only, fmt.Sprint("u", i))
+			}
+		}, "63 units"},
 		"no file":     {func(r *fleet.Recipe) { r.Files = []fleet.File{{Path: "/x", Source: "nowhere"}} }, "the file nowhere cannot be read"},
 		"no secret":   {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Source: "nowhere"}} }, "secret S cannot be read"},
 		"zero secret": {func(r *fleet.Recipe) { r.Secrets = []fleet.Secret{{Name: "S", Value: "a\x00"}} }, "zero byte"},

@@ -55,6 +55,9 @@ func (p *page) condition(c *fleet.Condition) {
 			p.f(", for %s", p.list(c.Pathways))
 		}
 	}
+	if len(c.Only) > 0 {
+		p.f(", for %s alone", p.list(c.Only))
+	}
 	if len(c.On) > 0 {
 		p.f(", from %s", p.names(c.On))
 	}

@@ -187,7 +187,7 @@ func meanings() map[string]meaning {
 			params: [][2]string{
 				{"what", "a service, its name, or an endpoint"},
 				{"pathways", "of the service; none need be named where there is one, `\"*\"` is all"},
-				{"only", "units that may use it; an error for now, since no seal can tell the units of a machine apart"},
+				{"only", "units that may use it, by the names that steps give them; all, and what belongs to no unit, if None. As an ordinary user such a recipe is an error"},
 				{"on", "machines that may use it; all if None"},
 				{"why", "what it is needed for"},
 				{"effort", "how hard it would be to live without, for `bj graph --cuts`"},

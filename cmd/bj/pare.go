@@ -243,6 +243,8 @@ func (p *parer) grow(ctx context.Context) error {
 		added := false
 		for _, b := range blamed {
 			c, ok := run.Condition(b)
+			c.Only = p.star.Only
+			c.Text = run.WithOnly(c.Text, c.Only)
 			if !ok || slices.ContainsFunc(p.conditions, func(d fleet.Condition) bool { return d.Text == c.Text }) {
 				continue
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"bj/fleet"
+	"bj/run"
 )
 
 // recipeSchema names the format of bj show --json.
@@ -111,7 +112,7 @@ func showRecipe(out io.Writer, r *fleet.Recipe, s *fleet.Service) error {
 	none(w, len(r.Tools)+len(r.Files)+len(r.Secrets))
 	fmt.Fprintf(w, "\nconditions\n")
 	for _, c := range r.Conditions {
-		fmt.Fprintf(w, "  %s\t%s%s\n", oneLine(c.Text), oneLine(c.Why), on(c.On))
+		fmt.Fprintf(w, "  %s\t%s%s\n", oneLine(run.WithOnly(c.Text, c.Only)), oneLine(c.Why), on(c.On))
 	}
 	none(w, len(r.Conditions))
 	fmt.Fprintf(w, "\nstrategy\n")

@@ -42,6 +42,9 @@ func Attribute(machine string, flows []sandbox.Flow, tried []Attempt) []sandbox.
 			protocol = "tcp"
 		}
 		for _, a := range byTarget[key{protocol, plain(f.Destination)}] {
+			if f.Unit != "" && a.Origin.Unit != f.Unit {
+				continue // it is allowed to that one, perhaps
+			}
 			if !a.Last.Before(f.First.Add(-lateness)) && !a.First.After(f.Last.Add(lateness)) {
 				by = append(by, a)
 			}
