@@ -69,6 +69,9 @@ func newSetting(t testing.TB, machines int, p sandbox.Policy, change func(*gate.
 	s.world.Up(outside4, "192.0.2.2", outside6, "2001:db8::2")
 	s.world.Sysctl("ipv4/ping_group_range", "0 0")
 	s.dialBy(s.dialWorld)
+	for i := range s.Config.Machines {
+		s.Config.Machines[i].Tagged = true // where the policy has units
+	}
 	rules, err := seal.CompileHub(p, s.Config)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +84,7 @@ func newSetting(t testing.TB, machines int, p sandbox.Policy, change func(*gate.
 	c := gate.Config{
 		NetNS: s.Hub.FD(), TCP: s.Config.RelayTCP, UDP: s.Config.RelayUDP, Queue: s.Config.Queue,
 		MarkDialled: seal.MarkDialled, MarkRefused: seal.MarkRefused, MarkReply: seal.MarkReply,
-		Own: []netip.Addr{s.Config.Gateway4, s.Config.Gateway6}, DialTimeout: 5 * time.Second,
+		Own: []netip.Addr{s.Config.Gateway4, s.Config.Gateway6}, Units: p.Units, MarkUnit: seal.MarkUnit, DialTimeout: 5 * time.Second,
 		Dial: func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 			s.dials.Add(1)
 			return (*s.dial.Load())(ctx, network, to)

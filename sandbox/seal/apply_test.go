@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bj/fleet"
 	"bj/sandbox"
 	"bj/sandbox/seal"
@@ -41,6 +43,13 @@ func policies() map[string]sandbox.Policy {
 				{Condition: 4, Protocol: "udp", Prefix: prefix("::1/128"), First: 9000, Last: 9000},
 				{Condition: 4, Protocol: "icmp", Prefix: prefix("127.0.0.0/8")},
 			}},
+		"units": {Units: []string{"a", "b", "c"}, Internal: []fleet.Ports{{Protocol: "tcp", First: 80, Last: 80}}, Allows: []sandbox.Allow{
+			{Condition: 0, Protocol: "tcp", Prefix: prefix("192.0.2.1/32"), First: 443, Last: 443, Units: []string{"a"}},
+			{Condition: 1, Protocol: "udp", Prefix: prefix("192.0.2.1/32"), First: 53, Last: 53},
+			{Condition: 2, Protocol: "tcp", Prefix: prefix("10.77.0.2/32"), First: 22, Last: 22, Units: []string{"a", "b"}, Machines: []string{"m0"}},
+			{Condition: 3, Protocol: "udp", Prefix: prefix("127.0.0.1/32"), First: 9000, Last: 9000, Units: []string{"b", "a"}},
+			{Condition: 3, Protocol: "icmp", Prefix: prefix("::1/128"), Units: []string{"b", "a"}},
+		}},
 		"everything": {Allows: []sandbox.Allow{
 			{Protocol: "tcp", Prefix: prefix("0.0.0.0/0"), First: 1, Last: 65535},
 			{Protocol: "tcp", Prefix: prefix("::/0"), First: 1, Last: 65535}}},
@@ -69,7 +78,7 @@ func compile(t testing.TB, p sandbox.Policy, h seal.Hub) *seal.Ruleset {
 
 func compileMachine(t testing.TB, p sandbox.Policy, m seal.Machine) *seal.Ruleset {
 	t.Helper()
-	r, err := seal.CompileMachine(p, seal.Inside{Machine: m, Group: 8})
+	r, err := seal.CompileMachine(p, seal.Inside{Machine: m, Group: 8, Cgroups: []seal.Cgroup{{Path: "bj/m0/u-a", ID: 11}, {Path: "bj/m0/u-b", ID: 12}, {Path: "bj/m0/u-c", ID: 13}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +89,7 @@ func compileMachine(t testing.TB, p sandbox.Policy, m seal.Machine) *seal.Rulese
 func TestGolden(t *testing.T) {
 	for name, p := range policies() {
 		h := hub(2)
+		h.Machines[0].Tagged = true
 		for file, r := range map[string]*seal.Ruleset{"hub-" + name: compile(t, p, h), "machine-" + name: compileMachine(t, p, h.Machines[0])} {
 			path := filepath.Join("testdata", file+".nft")
 			if os.Getenv("UPDATE_GOLDEN") != "" {
@@ -107,10 +117,40 @@ func TestAppliedIsText(t *testing.T) {
 	for name, p := range policies() {
 		t.Run(name, func(t *testing.T) {
 			n := sealtest.New(t, 2)
+			n.Config.Machines[0].Tagged = true
 			sameAsText(t, n.Hub, compile(t, p, n.Config), 2)
-			sameAsText(t, n.Machines[0], compileMachine(t, p, n.Config.Machines[0]), 0)
+			if len(p.Units) == 0 {
+				sameAsText(t, n.Machines[0], compileMachine(t, p, n.Config.Machines[0]), 0)
+				return
+			}
+			r, err := seal.CompileMachine(p, seal.Inside{Machine: n.Config.Machines[0], Group: 8, Cgroups: folders(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sameAsText(t, n.Machines[0], r, 0)
 		})
 	}
+}
+
+// folders are some that nft finds where it looks for cgroups: below
+// /sys/fs/cgroup, whatever is mounted there.
+func folders(t *testing.T) []seal.Cgroup {
+	t.Helper()
+	list, err := os.ReadDir("/sys/fs/cgroup")
+	if err != nil {
+		t.Skipf("looking for cgroups: %v", err)
+	}
+	var found []seal.Cgroup
+	for _, e := range list {
+		var st unix.Stat_t
+		if e.IsDir() && unix.Stat(filepath.Join("/sys/fs/cgroup", e.Name()), &st) == nil && len(found) < 3 {
+			found = append(found, seal.Cgroup{Path: e.Name(), ID: st.Ino})
+		}
+	}
+	if len(found) < 3 {
+		t.Skip("there are no three folders of cgroups")
+	}
+	return found
 }
 
 func apply(t testing.TB, n *sealtest.NS, r *seal.Ruleset) *seal.Table {

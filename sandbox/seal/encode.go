@@ -173,8 +173,8 @@ func (e encoding) gone(c *chain) bool { return c.base != nil && e.missing[c.base
 
 func (s *set) encode(conn *nftables.Conn, t *nftables.Table, id uint32) error {
 	ns := &nftables.Set{Table: t, ID: id, Name: s.name, KeyType: s.types[0], Interval: s.interval}
-	if s.types[0] == nftables.TypeIFName {
-		ns.KeyByteOrder = binaryutil.NativeEndian // or nft lists the names as empty
+	if s.types[0] == nftables.TypeIFName || s.types[0] == nftables.TypeMark {
+		ns.KeyByteOrder = binaryutil.NativeEndian // or nft lists names as empty, and numbers the wrong way
 	}
 	if len(s.types) > 1 {
 		var err error
