@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -28,6 +29,9 @@ type changes struct {
 	code func(dir string) bool
 }
 
+// errNoRevision is what git means that says nothing.
+var errNoRevision = errors.New("git knows no such revision")
+
 // changedSince returns what differs from where the current branch left rev, files
 // that git does not know yet included.
 func changedSince(ctx context.Context, root, rev string) (changes, error) {
@@ -37,6 +41,7 @@ func changedSince(ctx context.Context, root, rev string) (changes, error) {
 	}}
 	git := func(args ...string) ([]string, error) {
 		cmd := exec.CommandContext(ctx, "git", append([]string{"-C", root}, args...)...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C")
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
@@ -44,8 +49,19 @@ func changedSince(ctx context.Context, root, rev string) (changes, error) {
 			return nil, withHint(errors.New("--changed-since needs git, which is not there"), "install it: apt-get install git")
 		}
 		if err != nil {
-			words, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
-			return nil, fmt.Errorf("asking git what changed since %s: %s", rev, strings.TrimPrefix(words, "fatal: "))
+			words, more, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(stderr.String()), "fatal: "), "\n")
+			if words == "" {
+				return nil, errNoRevision
+			}
+			err := fmt.Errorf("asking git what changed since %s: %s", rev, words)
+			if strings.Contains(words, "not a git repository") {
+				return nil, usage("without --changed-since all of the pattern runs", "%w", err)
+			}
+			if _, advice, ok := strings.Cut(more, "git config "); ok { // of a repository that another user owns
+				advice, _, _ = strings.Cut(advice, "\n")
+				return nil, withHint(err, "git config "+advice)
+			}
+			return nil, err
 		}
 		return slices.DeleteFunc(strings.Split(strings.TrimRight(string(out), "\x00\n"), "\x00"), func(s string) bool { return s == "" }), nil
 	}
@@ -53,7 +69,7 @@ func changedSince(ctx context.Context, root, rev string) (changes, error) {
 		return c, usage("--changed-since main", "%q is no revision", rev)
 	}
 	if _, err := git("rev-parse", "--verify", "--quiet", "--end-of-options", rev+"^{commit}"); err != nil {
-		if errors.As(err, new(*failure)) {
+		if !errors.Is(err, errNoRevision) {
 			return c, err
 		}
 		return c, usage("a shallow clone may lack it: git fetch --unshallow", "git knows no revision %q here", rev)

@@ -127,7 +127,7 @@ func TestChangedSince(t *testing.T) {
 		}
 	}
 	// A folder that is no repository.
-	if _, err := changedSince(t.Context(), t.TempDir(), "main"); err == nil {
-		t.Error("there is no repository, and no error")
+	if _, err := changedSince(t.Context(), t.TempDir(), "main"); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "not a git repository") {
+		t.Errorf("outside of a repository: %v", err)
 	}
 }
