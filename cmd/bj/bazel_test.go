@@ -119,7 +119,8 @@ func TestBazel(t *testing.T) {
 			}
 		}
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "bin", "bj"), ".")
+	// As the static agent is built, so that its packages are compiled once.
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, "bin", "bj"), ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building a static bj: %v\n%s", err, out)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -68,6 +70,21 @@ func (a *annotations) close() error {
 		return fmt.Errorf("writing the step's summary: %w", err)
 	}
 	return nil
+}
+
+// inRepository is how an engine that checked out a repository calls a file of the
+// workspace at root: GitHub and GitLab know files by their paths from its top.
+func (e *env) inRepository(root, file string) string {
+	for _, name := range []string{"GITHUB_WORKSPACE", "CI_PROJECT_DIR"} {
+		top := e.getenv(name)
+		if top == "" {
+			continue
+		}
+		if rel, err := filepath.Rel(top, root); err == nil && filepath.IsLocal(rel) {
+			return path.Join(filepath.ToSlash(rel), file)
+		}
+	}
+	return file
 }
 
 // data escapes the text of a workflow's command, and property a property of it.

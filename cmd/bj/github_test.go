@@ -11,6 +11,27 @@ import (
 	"bj/run/event"
 )
 
+// TestInRepository holds that files of a workspace inside of a repository are
+// called as the engine that checked it out calls them.
+func TestInRepository(t *testing.T) {
+	for _, c := range []struct{ github, gitlab, root, want string }{
+		{"", "", "/w", "p/x.star"},
+		{"/w", "", "/w", "p/x.star"},
+		{"/w", "", "/w/infra/bj", "infra/bj/p/x.star"},
+		{"", "/w", "/w/infra", "infra/p/x.star"},
+		{"/w", "", "/elsewhere", "p/x.star"},
+		{"/w/infra", "", "/w", "p/x.star"},
+	} {
+		e := newEnv()
+		e.getenv = func(name string) string {
+			return map[string]string{"GITHUB_WORKSPACE": c.github, "CI_PROJECT_DIR": c.gitlab}[name]
+		}
+		if got := e.inRepository(c.root, "p/x.star"); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+}
+
 // GitHub shows ten annotations of a step: nine recipes, and how many more.
 func TestAnnotations(t *testing.T) {
 	var out bytes.Buffer

@@ -170,6 +170,16 @@ func (f *graphFlags) run(ctx context.Context, e *env, args []string) error {
 			code = exitNotRecovered
 		}
 	}
+	if f.format == "sarif" && cycles != nil { // read by code scanning alone
+		for i := range cycles.Cycles {
+			c := &cycles.Cycles[i]
+			for _, edges := range [][]graph.Edge{c.Path, c.Break} {
+				for j := range edges {
+					edges[j].File = e.inRepository(l.workspace.Root, edges[j].File)
+				}
+			}
+		}
+	}
 	if err := f.write(e.stdout, workspaceName(cmp.Or(l.fleet.Workspace.Name, l.workspace.Root)), g, cycles, a); err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ func (f *lintFlags) run(ctx context.Context, e *env, args []string) error {
 	if err := found.Err(); err != nil { // in a file that is no part of a package
 		return err
 	}
-	if err := writeFindings(e.stdout, f.format, found, rules); err != nil {
+	if err := writeFindings(e.stdout, f.format, found, rules, func(file string) string { return e.inRepository(ws.Root, file) }); err != nil {
 		return err
 	}
 	if len(found) > 0 {
@@ -178,8 +178,9 @@ func unusedGlobals(ws *lang.Workspace, f *fleet.Fleet, files []string) (diag.Lis
 	return found, nil
 }
 
-// writeFindings prints what was found.
-func writeFindings(w io.Writer, format string, found diag.List, rules []lang.Rule) error {
+// writeFindings prints what was found. To code scanning a file goes by the name
+// that uri gives it.
+func writeFindings(w io.Writer, format string, found diag.List, rules []lang.Rule, uri func(file string) string) error {
 	var value any
 	switch format {
 	case "json":
@@ -188,7 +189,7 @@ func writeFindings(w io.Writer, format string, found diag.List, rules []lang.Rul
 			Findings diag.List `json:"findings"`
 		}{"bj.lint/1", append(diag.List{}, found...)}
 	case "sarif":
-		value = lintSARIF(found, rules)
+		value = lintSARIF(found, rules, uri)
 	default:
 		for _, d := range found {
 			d.Message += " [" + d.Rule + "]"
@@ -206,7 +207,7 @@ func writeFindings(w io.Writer, format string, found diag.List, rules []lang.Rul
 
 // lintSARIF is a log of SARIF 2.1.0, as code scanning wants it: rules with
 // stable ids, relative paths, and fingerprints that survive a move of the line.
-func lintSARIF(found diag.List, rules []lang.Rule) any {
+func lintSARIF(found diag.List, rules []lang.Rule, uri func(file string) string) any {
 	type object = map[string]any
 	list, results := []object{}, []object{}
 	for _, r := range rules {
@@ -225,7 +226,7 @@ func lintSARIF(found diag.List, rules []lang.Rule) any {
 			"ruleId": d.Rule, "level": "warning", "message": object{"text": text},
 			"partialFingerprints": object{"bj/v1": hex.EncodeToString(print[:16])},
 			"locations": []object{{"physicalLocation": object{
-				"artifactLocation": object{"uri": (&url.URL{Path: d.Pos.File}).String()},
+				"artifactLocation": object{"uri": (&url.URL{Path: uri(d.Pos.File)}).String()},
 				"region":           object{"startLine": max(1, d.Pos.Line), "startColumn": max(1, d.Pos.Col)},
 			}}},
 		})

@@ -80,7 +80,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 	if e.getenv("GITHUB_ACTIONS") == "true" {
 		a := &annotations{out: e.stderr, summary: e.getenv("GITHUB_STEP_SUMMARY"), place: func(label string) (string, int) {
 			if r := l.fleet.Recipe(label); r != nil {
-				return r.Pos.File, r.Pos.Line
+				return e.inRepository(l.workspace.Root, r.Pos.File), r.Pos.Line
 			}
 			return "", 0
 		}}
@@ -110,7 +110,7 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 	if f.junit != "" {
 		r := &junit.Report{File: func(label string) string {
 			if r := l.fleet.Recipe(label); r != nil {
-				return r.Pos.File
+				return e.inRepository(l.workspace.Root, r.Pos.File)
 			}
 			return ""
 		}}
