@@ -230,7 +230,7 @@ func TestBrowser(t *testing.T) {
 		var pdf []byte
 		run(chromedp.Evaluate(`getComputedStyle(document.querySelector("button")).display`, &button),
 			chromedp.Evaluate(`[...document.querySelectorAll(".step, pre")].map((e) => getComputedStyle(e).breakInside).filter((v) => v !== "avoid").join()`, &whole),
-			chromedp.Evaluate(`getComputedStyle(document.querySelector("a[href]"), "::after").content`, &after),
+			chromedp.Evaluate(`getComputedStyle(document.querySelector("section a[href]"), "::after").content`, &after),
 			chromedp.ActionFunc(func(ctx context.Context) (err error) { pdf, _, err = cdppage.PrintToPDF().Do(ctx); return err }))
 		if button != "none" || whole != "" || !strings.Contains(after, "store=cold.html") && !strings.Contains(after, "store%3Dcold.html") || !bytes.HasPrefix(pdf, []byte("%PDF")) {
 			t.Errorf("on paper: buttons %s, breaks %q, links end with %s, %d bytes of PDF", button, whole, after, len(pdf))

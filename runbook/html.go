@@ -113,6 +113,9 @@ func document(title, body string, styles []string, script, data string) []byte {
 // codeSpan is how goldmark writes one.
 var codeSpan = regexp.MustCompile(`<code>([^<]*)</code>`)
 
+// digest is a SHA-256.
+var digest = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 // codeBlock is how goldmark writes a fence with a language.
 var codeBlock = regexp.MustCompile(`<pre><code class="language-(sh|text)">`)
 
@@ -162,10 +165,14 @@ func render(source []byte) (string, error) {
 		case *east.Table: // which may be wider than a phone
 			tables++
 			s = codeSpan.ReplaceAllStringFunc(s, func(m string) string {
-				if _, err := netip.ParseAddr(codeSpan.FindStringSubmatch(m)[1]); err != nil {
-					return m
+				text := codeSpan.FindStringSubmatch(m)[1]
+				if _, err := netip.ParseAddr(text); err == nil {
+					return `<code class="address">` + text + "</code>"
 				}
-				return strings.Replace(m, "<code>", `<code class="address">`, 1)
+				if digest.MatchString(text) {
+					return `<code class="digest">` + text + "</code>"
+				}
+				return m
 			})
 			s = fmt.Sprintf("<div class=\"table\" tabindex=\"0\" role=\"group\" aria-label=\"Table %d\">\n%s</div>\n", tables, s)
 		case *ast.FencedCodeBlock:

@@ -35,7 +35,7 @@ func (b *Book) BlackStart() (Page, error) {
 	} else if n := b.order.Unmeasured; n > 0 {
 		p.f("How long it takes is not known: %s of it %s never measured.\n\n", plural(n, "recipe"), map[bool]string{true: "was", false: "were"}[n == 1])
 	}
-	p.f("| done | wave | service | owner | verdict | page |\n| --- | --- | --- | --- | --- | --- |\n")
+	p.f("| done | wave | service | page | verdict | owner |\n| --- | --- | --- | --- | --- | --- |\n")
 	var pages []*page
 	places := map[string]string{} // label → where it is on this page
 	ids := parser.NewContext().IDs()
@@ -53,7 +53,7 @@ func (b *Book) BlackStart() (Page, error) {
 		pages = append(pages, q)
 	}
 	for _, q := range pages {
-		p.f("| ☐ | %d | %s | %s | %s | %s |\n", b.waves[q.r.Service], cell(code(q.line(q.r.Service))), cell(inline(q.owner())), cell(q.state()), cell(q.link(q.r.Label)))
+		p.f("| ☐ | %d | %s | %s | %s | %s |\n", b.waves[q.r.Service], cell(code(q.line(q.r.Service))), cell(q.link(q.r.Label)), cell(q.state()), cell(inline(q.owner())))
 	}
 	p.f("\n")
 	if len(b.order.Stuck) > 0 {
@@ -118,13 +118,13 @@ func (b *Book) Index(recipes []*fleet.Recipe) (Page, []Entry, error) {
 		entries = append(entries, Entry{q.title(), Name(r.Label), q.words()})
 	}
 	table := func(pages []*page) {
-		p.f("| service | recipe | owner | wave | verdict |\n| --- | --- | --- | --- | --- |\n")
+		p.f("| service | recipe | verdict | wave | owner |\n| --- | --- | --- | --- | --- |\n")
 		for _, q := range pages {
 			wave := "–"
 			if w := b.waves[q.r.Service]; w > 0 {
 				wave = fmt.Sprint(w)
 			}
-			p.f("| %s | %s | %s | %s | %s |\n", cell(code(q.line(q.r.Service))), cell(q.link(q.r.Label)), cell(inline(q.owner())), wave, cell(q.state()))
+			p.f("| %s | %s | %s | %s | %s |\n", cell(code(q.line(q.r.Service))), cell(q.link(q.r.Label)), cell(q.state()), wave, cell(inline(q.owner())))
 		}
 		p.f("\n")
 	}
