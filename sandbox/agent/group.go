@@ -205,7 +205,7 @@ func (t *cgroups) others(unit string) []group {
 		names, _ := f.Readdirnames(-1)
 		for _, name := range names {
 			switch p := path.Join(slice, name); {
-			case name == unit:
+			case name == unit && slice != "": // beside the slices are groups of commands
 				found = append(found, group{unit: unit, other: p})
 			case strings.HasSuffix(name, ".slice"):
 				look(p)

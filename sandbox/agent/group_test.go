@@ -144,3 +144,24 @@ func TestKillShellFirst(t *testing.T) {
 		}
 	})
 }
+
+// Units of an init system are told from groups of commands by their folders.
+func TestOtherGroups(t *testing.T) {
+	for line, want := range map[string]string{
+		"0::/system.slice/web.service":                               "web.service system.slice/web.service",
+		"0::/system.slice/system-getty.slice/getty@tty1.service/sub": "getty@tty1.service system.slice/system-getty.slice/getty@tty1.service",
+		"0::/init.scope":            "init.scope init.scope",
+		"0::/system.slice":          "",
+		"0::/":                      "",
+		"0::/other/web.service":     "",
+		"1:memory:/a.service\n0::/": "",
+	} {
+		got := ""
+		if m := inOther.FindStringSubmatch(line); m != nil {
+			got = m[2] + " " + m[1]
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
