@@ -124,13 +124,13 @@ func hiddenRecipes() []hiddenNeed {
 	add(hiddenNeed{name: "noise_beside", protocol: "tcp", address: "192.0.2.10", port: 7000, service: "store", allow: `allow("store", "read")`, run: noise + "net 3 tcp 192.0.2.10 7000"})
 	add(hiddenNeed{name: "noise_of_a_daemon", protocol: "tcp", address: "192.0.2.10", port: 7001, service: "store", allow: `allow("store", "write")`, step: "serve", unit: "server",
 		before: fmt.Sprintf("step(\"telemetry\", daemon = True, run = %q), step(\"serve\", daemon = True, unit = \"server\", run = %q), ",
-			"while true; do net 1 tcp 198.51.100.1 8003; done", "until net 1 tcp 192.0.2.10 7001; do sleep 0.1; done; touch /root/got; sleep 1000"),
+			"while true; do net 1 tcp 198.51.100.1 8003 || true; done", "until net 1 tcp 192.0.2.10 7001; do sleep 0.1; done; touch /root/got; sleep 1000"),
 		run: "for i in $(seq 25); do test -e /root/got && exit 0; sleep 0.2; done; exit 1"})
 	// Of both loopback addresses, the one where somebody listens.
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		add(hiddenNeed{name: "localhost", protocol: "tcp", address: host, port: 4100, allow: literal("tcp", host, 4100),
 			before: fmt.Sprintf("step(\"serve\", daemon = True, unit = \"serve\", expect = \"serving\", run = \"exec net serve tcp %s 4100\"), ", host),
-			run:    "net 1 tcp ::1 4100 || net 1 tcp 127.0.0.1 4100 || net 1 tcp ::1 4100"})
+			run:    "net 4 tcp ::1 4100 || net 4 tcp 127.0.0.1 4100 || net 1 tcp ::1 4100"})
 	}
 	// The same socket by another way.
 	add(hiddenNeed{name: "linked_socket", protocol: "unix", address: "/run/daemon.sock", allow: `allow("unix:///run/daemon.sock")`, run: "net unix /var/run/daemon.sock"})

@@ -1,9 +1,10 @@
 # Prints Go's benchmark lines as a table in which each benchmark stands beside
-# its baseline from the same run. Three forms are read:
+# its baseline from the same run. These forms are read:
 #
 #	BenchmarkLease/ours, BenchmarkLease/bwrap          ours, and any baseline
 #	BenchmarkLoad10k/baseline, BenchmarkLoad10k/cold   a baseline, and any ours
 #	BenchmarkRelay-2 3 9000000 ns/op 0.61 x-direct     a ratio to what it names
+#	BenchmarkRuns/blame 3 7 runs/op 0.2 x-ddmin        the same, of runs
 #
 # The ratio is that of times, and has to be kept; that of throughputs, where the
 # goal says so, has to be reached. Ratios hold on noisy machines, times do not.
@@ -18,27 +19,26 @@ BEGIN {
 	goal["Graph"] = "<= 1.5"
 	goal["Layout5000"] = "<= 1"
 	goal["GraphCommand"] = "<= 0.1"
-	goal["ColdLease"] = "<= 1.15"
-	goal["WarmLease"] = "<= 0.2"
-	goal["FourLeases"] = "<= 1"
-	goal["MachineFile"] = "<= 1"
-	goal["CloneMemory"] = "<= 1"
+	goal["Blocked"] = "<= 1.5"
+	goal["Runs/needed=3"] = "<= 0.5"
 	goal["SideBySide"] = "<= 1.15"
 	row("name", "ours", "baseline", "ratio", "goal")
 }
 
 /^Benchmark/ {
 	name = $1; sub(/^Benchmark/, "", name); sub(/-[0-9]+$/, "", name)
-	ns = mbs = ""
+	ns = mbs = runs = ""
 	found = 0
 	for (i = 3; i < NF; i += 2) {
 		if ($(i + 1) == "ns/op") ns = $i
 		else if ($(i + 1) == "MB/s") mbs = $i
+		else if ($(i + 1) == "runs/op") runs = $i
 		else if ($(i + 1) ~ /^x-/) { ratio = $i; base = substr($(i + 1), 3); found = 1 }
 	}
 	if (found) {
 		if (ratio + 0 == 0) next
-		if (goal_of(name) ~ /^>/ && mbs != "") row(name, mbs " MB/s", sprintf("%.0f MB/s %s", mbs / ratio, base), ratio, goal_of(name))
+		if (runs != "") row(name, sprintf("%.1f runs", runs), sprintf("%.1f runs %s", runs / ratio, base), sprintf("%.2f", ratio), goal_of(name))
+		else if (goal_of(name) ~ /^>/ && mbs != "") row(name, mbs " MB/s", sprintf("%.0f MB/s %s", mbs / ratio, base), ratio, goal_of(name))
 		else row(name, time(ns), time(ns / ratio) " " base, sprintf("%.2f", ratio), goal_of(name))
 		next
 	}
