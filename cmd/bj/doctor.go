@@ -24,9 +24,11 @@ func doctorCommand() *command {
 		name:  "doctor",
 		short: "says what this machine can run, and how to mend what it cannot",
 		long: `leases a machine from every sandbox that there is, seals it and runs a command in
-it, since nothing less tells whether that works. then it looks for the programs
-that make tools. it removes what environments without a living owner have left.
-exit 0 says that bj test can run, 3 that it cannot.`,
+it, since nothing less tells whether that works. beside that it looks at room on
+disk, at libvirt, the emulator, the kernel and KVM for virtual machines, and for
+the programs that make tools. it removes what environments without a living owner
+have left. exit 0 says that bj test can run, 3 that it cannot; virtual machines
+count where BJ_SANDBOX=libvirt asks for them.`,
 		run: runDoctor,
 	}
 }
@@ -186,8 +188,12 @@ func lookAtLibvirt(ctx context.Context, e *env) finding {
 // wantsVirtual reports whether bj test makes virtual machines if nothing else is said.
 func wantsVirtual(e *env) bool { return e.getenv("BJ_SANDBOX") == virtualSandbox }
 
-// lookAtKernel looks for what virtual machines boot.
+// lookAtKernel looks for what virtual machines boot, and fetches it if need be,
+// where there is a libvirt.
 func lookAtKernel(ctx context.Context, e *env) finding {
+	if f := lookAtLibvirt(ctx, e); f.err != nil {
+		return finding{name: "kernel", text: "virtual machines boot one", err: errors.New("none was looked for, without libvirt")}
+	}
 	dir, err := e.cacheDir()
 	if err != nil {
 		return finding{name: "kernel", text: "virtual machines boot one", err: err}
