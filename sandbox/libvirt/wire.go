@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -65,16 +66,16 @@ type control struct {
 	machine string
 	mu      sync.Mutex
 	conn    net.Conn
-	lines   *bufio.Scanner
+	in      *bufio.Reader
+	part    []byte // of a line that has not come to its end
+	owed    int    // answers to come, in the order of their requests
 	broken  error
 }
 
 // newControl waits for the machine's greeting.
 func newControl(ctx context.Context, machine string, conn net.Conn) (*control, error) {
-	c := &control{machine: machine, conn: conn, lines: bufio.NewScanner(conn)}
-	c.lines.Buffer(nil, maxLine)
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	c := resumedControl(machine, conn)
+	defer c.until(ctx)()
 	line, err := c.line()
 	if err != nil {
 		return nil, fmt.Errorf("waiting for it to boot: %w", cause(ctx, err))
@@ -88,9 +89,22 @@ func newControl(ctx context.Context, machine string, conn net.Conn) (*control, e
 
 // resumedControl is the channel of a machine that greeted whoever saved it.
 func resumedControl(machine string, conn net.Conn) *control {
-	c := &control{machine: machine, conn: conn, lines: bufio.NewScanner(conn)}
-	c.lines.Buffer(nil, maxLine)
-	return c
+	return &control{machine: machine, conn: conn, in: bufio.NewReader(conn)}
+}
+
+// until makes the end of ctx end what waits for the channel. What it returns must
+// be called when nothing does any more.
+func (c *control) until(ctx context.Context) (done func()) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.conn.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	return func() {
+		if !stop() {
+			<-ended // or it would end the next one's wait
+		}
+	}
 }
 
 func cause(ctx context.Context, err error) error {
@@ -100,18 +114,29 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
+// line returns the next line. What was read of it before an error is kept.
 func (c *control) line() ([]byte, error) {
-	if c.lines.Scan() {
-		return c.lines.Bytes(), nil
+	for {
+		data, err := c.in.ReadSlice('\n')
+		c.part = append(c.part, data...)
+		switch {
+		case err == nil:
+			line := c.part
+			c.part = nil
+			return line, nil
+		case len(c.part) > maxLine:
+			return nil, fmt.Errorf("reading what %s says: a line of more than %d bytes", c.machine, maxLine)
+		case errors.Is(err, io.EOF):
+			return nil, hub.ErrGone
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
 	}
-	if err := c.lines.Err(); err != nil {
-		return nil, err
-	}
-	return nil, hub.ErrGone
 }
 
-// call sends a request and waits for its answer. An error of the channel ends
-// it: an answer that comes too late would be taken for the next one's.
+// call sends a request and waits for its answer. If ctx ends before, the answer
+// is owed, and passed over by the next call. Any other error of the channel ends
+// it.
 func (c *control) call(ctx context.Context, method string, params, result any) error {
 	body, err := json.Marshal(params)
 	if err != nil {
@@ -126,21 +151,34 @@ func (c *control) call(ctx context.Context, method string, params, result any) e
 	if c.broken != nil {
 		return c.broken
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("asking %s for %s: %w", c.machine, method, context.Cause(ctx))
+	}
 	c.conn.SetDeadline(time.Now().Add(replyDeadline))
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	defer c.until(ctx)()
 	var line []byte
+	asked := false
 	if _, err = c.conn.Write(append(msg, '\n')); err == nil {
-		line, err = c.line()
+		asked = true
+		for c.owed++; c.owed > 0 && err == nil; {
+			if line, err = c.line(); err == nil {
+				c.owed--
+			}
+		}
 	}
 	if err != nil {
 		var timeout net.Error
-		if ctx.Err() == nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		late := errors.As(err, &timeout) && timeout.Timeout()
+		if !late {
 			err = hub.ErrGone
 		}
-		c.broken = fmt.Errorf("asking %s for %s: %w", c.machine, method, cause(ctx, err))
+		err = fmt.Errorf("asking %s for %s: %w", c.machine, method, cause(ctx, err))
+		if late && asked && ctx.Err() != nil {
+			return err
+		}
+		c.broken = err
 		c.conn.Close()
-		return c.broken
+		return err
 	}
 	var r response
 	if err := json.Unmarshal(line, &r); err != nil {
