@@ -128,9 +128,12 @@ func testDeadline(t *testing.T, s *suite) {
 	spec := s.spec(1)
 	spec.Deadline = time.Now().Add(time.Second)
 	env := s.lease(t, spec)
-	s.seal(t, env, sandbox.Policy{})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
+		closed(t, "the end of a lease whose deadline has passed: "+err.Error(), env.Lost())
+		return // it was over already
+	}
 	p, err := env.Machines()[0].Start(ctx, sandbox.Command{Script: "sleep 1000", Unit: "x"}, func(sandbox.Stream, []byte) {})
 	if err != nil {
 		return // it was over already

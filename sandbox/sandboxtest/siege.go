@@ -113,7 +113,7 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 	if user != "" && !s.root {
 		t.Skip("an ordinary user's machines have root alone")
 	}
-	before := hostFiles()
+	before := s.hostFiles()
 	clock := clockOffset(t)
 	lines := []string{}
 	for line := range strings.SplitSeq(a.script, "\n") {
@@ -156,7 +156,7 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 			s.noHits(t)
 		})
 	}
-	now := hostFiles()
+	now := s.hostFiles()
 	for path, was := range before {
 		if now[path] != was {
 			t.Errorf("HOLE: the host's %s changed", path)
@@ -176,9 +176,9 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 
 // hostFiles are contents and modes of files of the host that an attacker would
 // like to change.
-func hostFiles() map[string]string {
+func (s *suite) hostFiles() map[string]string {
 	files := map[string]string{}
-	for _, pattern := range []string{"/etc/*", "/etc/*/evil*", "/root/*", "/home/*", "/usr/bin/env", "/run/*", "/tmp/planted*", "/var/*"} {
+	for _, pattern := range []string{"/etc/*", "/etc/*/evil*", "/root/*", "/home/*", "/usr/bin/env", "/run/*", "/tmp/" + s.token + "*", "/var/*"} {
 		paths, _ := filepath.Glob(pattern)
 		for _, path := range paths {
 			fi, err := os.Lstat(path)
