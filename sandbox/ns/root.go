@@ -53,10 +53,13 @@ var folders = []struct {
 	{"root", 0o700}, {"home", 0o755}, {"mnt", 0o755}, {"opt", 0o755}, {"srv", 0o755}, {"media", 0o755},
 	{"var", 0o755}, {"var/cache", 0o755}, {"var/lib", 0o755}, {"var/lib/misc", 0o755}, {"var/local", 0o755},
 	{"var/log", 0o755}, {"var/mail", 0o775}, {"var/opt", 0o755}, {"var/spool", 0o755}, {"var/tmp", 0o1777},
-	{"usr", 0o755}, {"usr/bin", 0o755}, {"usr/sbin", 0o755}, {"usr/lib", 0o755}, {"usr/share", 0o755},
 	{"usr/local", 0o755}, {"usr/local/bin", 0o755}, {"usr/local/sbin", 0o755}, {"usr/local/lib", 0o755},
 	{"usr/local/etc", 0o755}, {"usr/local/share", 0o755}, {"etc", 0o755},
 }
+
+// hostFolders are folders of the host's in which programs are put: as for
+// folders, but an image is left as it is.
+var hostFolders = []string{"usr", "usr/bin", "usr/sbin", "usr/lib", "usr/share"}
 
 var links = map[string]string{
 	"var/run":  "/run",
@@ -207,6 +210,13 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 	for _, f := range folders {
 		if f.path == top || strings.HasPrefix(f.path, top+"/") {
 			if err := makeFolder(filepath.Join(stage, "up", f.path), f.mode); err != nil {
+				return err
+			}
+		}
+	}
+	for _, path := range hostFolders {
+		if path == top || strings.HasPrefix(path, top+"/") {
+			if err := makeFolder(filepath.Join(stage, "up", path), 0o755); err != nil {
 				return err
 			}
 		}
