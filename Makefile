@@ -105,7 +105,7 @@ ALONE := ./sandbox/ns ./sandbox/libvirt ./cmd/bj
 unit:
 	@echo "== go test"
 	@$(GO) test $$($(GO) list ./... | grep -v -x -e bj/sandbox/ns -e bj/sandbox/libvirt -e bj/cmd/bj) </dev/null
-	@$(GO) test -p 1 -timeout 20m $(ALONE) </dev/null
+	@$(GO) test -p 1 -timeout 40m $(ALONE) </dev/null
 
 # Every benchmark reports ours, baseline, ratio and goal as metrics of its own.
 bench: setup
