@@ -37,6 +37,9 @@ func (p *Plan) widen(b *event.Blocked, f sandbox.Flow) {
 		if len(c.Only) == 0 || slices.Contains(c.Only, unit) || !sandbox.Among(c.On, f.Machine) || !Opens(p.fleet, c, *b) {
 			continue
 		}
+		if c.Endpoint == nil && c.Service != "*" && (b.Service == nil || *b.Service != c.Service) {
+			b.Service, b.Pathway = &c.Service, c.Pathways[0] // of several that own it, the one that the line is about
+		}
 		b.Allow, b.Wider = c.Text, nil
 		// Validations, and what belongs to no step, have no unit that can be named.
 		if slices.ContainsFunc(p.Recipe.Strategy, func(a fleet.Action) bool { return a.Step != nil && a.Step.Unit == unit }) {

@@ -46,8 +46,17 @@ func (s *site) stepOn(ctx context.Context, st *fleet.Step, m *machine, script st
 		} else {
 			f = s.attempt(ctx, st, m, script)
 		}
-		if f == nil || f.kind == "" || stopped(ctx) != nil || m.lost() || attempt >= st.Retry {
+		if f == nil || f.kind == "" || m.lost() || attempt >= st.Retry {
 			return f
+		}
+		if stop := stopped(ctx); stop != nil {
+			// It would have been tried again: what ended the tries is what failed.
+			if stop.kind != kindTimeout || f.kind == kindTimeout {
+				return f
+			}
+			late := *stop
+			late.machine, late.script, late.output = m.Name(), f.script, f.output
+			return &late
 		}
 		s.voice.emit(event.Event{Event: event.Note, Machine: m.Name(), Step: st.Title,
 			Text: fmt.Sprintf("%s; trying again (%d of %d)", f.message, attempt+1, st.Retry)})

@@ -43,6 +43,7 @@ func TestStepVerdicts(t *testing.T) {
 		"expect over both":      {"echo a\nerr b\ntouch ready", func(s *fleet.Step) { s.Expect = `(?s)a.*b` }, "not recovered step go m", nil},
 		"expect, but exit code": {"echo a\nexit 1", func(s *fleet.Step) { s.Expect = "a" }, "not recovered step go m", []string{"exit code 1"}},
 		"retry, enough":         {"count n 3\ntouch ready", func(s *fleet.Step) { s.Retry = 2 }, "recovered", nil},
+		"retry, out of time":    {"exit 1", func(s *fleet.Step) { s.Retry = 1000 }, "not recovered timeout go m", []string{"its limit"}},
 		"retry, too few":        {"count n 4\ntouch ready", func(s *fleet.Step) { s.Retry = 2 }, "not recovered step go m", nil},
 		"masked":                {"echo hidden\nerr hidden\nexit 1", func(s *fleet.Step) { s.Masked = true }, "not recovered step go m", []string{"(masked)"}},
 		"machine lost":          {"unplug", nil, "error lease", []string{"m was lost"}},
