@@ -246,6 +246,21 @@ type Tool struct {
 	Pos    diag.Pos `json:"pos"`
 }
 
+// Source says where the program comes from, for people: "deb zookeeper=3.8.0-11".
+func (t *Tool) Source() string {
+	switch {
+	case t.Go != "":
+		return "go " + t.Go
+	case t.Deb != "":
+		return "deb " + t.Deb
+	case t.URL != "":
+		return t.URL
+	case t.Target != "":
+		return "target " + t.Target
+	}
+	return t.Path
+}
+
 // Kept says where an operator finds a tool in an outage: words, or a condition.
 type Kept struct {
 	Text  string     `json:"text,omitempty"`

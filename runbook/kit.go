@@ -93,7 +93,7 @@ func (p *page) tools() {
 			if d := p.sum(t); d != "" {
 				digest = code(d)
 			}
-			p.f("| %s | %s | %s | %s |\n", cell(name), cell(code(p.line(source(t)))), cell(kept), cell(digest))
+			p.f("| %s | %s | %s | %s |\n", cell(name), cell(code(p.line(t.Source()))), cell(kept), cell(digest))
 		}
 		p.f("\n")
 	}
@@ -148,21 +148,6 @@ func (p *page) file(f *fleet.File) {
 		p.f(", SHA-256 %s:\n\n", digest)
 	}
 	p.WriteString(fence("sh", file(name, content, f.Mode)) + "\n")
-}
-
-// source says where a tool comes from.
-func source(t *fleet.Tool) string {
-	switch {
-	case t.Go != "":
-		return "go " + t.Go
-	case t.Deb != "":
-		return "deb " + t.Deb
-	case t.URL != "":
-		return t.URL
-	case t.Target != "":
-		return "target " + t.Target
-	}
-	return t.Path
 }
 
 // sum is the SHA-256 of a tool: the recipe's, or that of the run that recovered.

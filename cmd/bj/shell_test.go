@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// looked is a recipe to look into: its second step fails.
+// looked is a recipe to look into: its third step fails. A step that fails on
+// one machine is ended on the others.
 const looked = `"""To look into."""
 
 m = hardware("m", count = 2)
@@ -29,7 +30,8 @@ recipe(
     tooling = [file("/usr/local/bin/hello", content = "#!/bin/sh\necho hello from $(hostname)\n", mode = "0755")],
     strategy = [
         step("First", run = "echo first > /root/trace"),
-        step("Second", run = "echo second >> /root/trace; exit 3"),
+        step("Second", run = "echo second >> /root/trace"),
+        step("Third", run = "exit 3"),
     ],
     validation = [validate("v", run = "test -e /root/never", within = "1s")],
 )
@@ -137,11 +139,11 @@ func TestShell(t *testing.T) {
 	}
 
 	t.Run("script", func(t *testing.T) {
-		out, errs, code := script("hello; cat /root/trace; echo aside >&2; (echo x > /dev/tcp/192.0.2.10/7000) 2>/dev/null; exit 0\n", "//:fails", "--machine", "m-1", "--after", "Second")
+		out, errs, code := script("hello; cat /root/trace; echo aside >&2; (echo x > /dev/tcp/192.0.2.10/7000) 2>/dev/null; exit 0\n", "//:fails", "--machine", "m-1", "--after", "Third")
 		if code != exitOK || out != "hello from m-1\nfirst\nsecond\n" || !strings.Contains(errs, "aside") {
 			t.Errorf("exit code %d\n%s\n%s", code, out, errs)
 		}
-		if !strings.Contains(errs, `step "Second" failed`) {
+		if !strings.Contains(errs, `step "Third" failed`) {
 			t.Errorf("nothing is said of the step that failed:\n%s", errs)
 		}
 		if out, errs, code := script("test -e /root/trace || echo fresh; exit 7\n", "//:fails"); code != exitNotRecovered || out != "fresh\n" || !strings.Contains(errs, "exit code 7") {

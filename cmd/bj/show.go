@@ -97,7 +97,7 @@ func showRecipe(out io.Writer, r *fleet.Recipe, s *fleet.Service) error {
 	}
 	fmt.Fprintf(w, "\ntooling\n")
 	for _, t := range r.Tools {
-		fmt.Fprintf(w, "  tool %s\t%s\n", t.Name, source(t))
+		fmt.Fprintf(w, "  tool %s\t%s\n", t.Name, t.Source())
 	}
 	for _, f := range r.Files {
 		from := fmt.Sprintf("%d bytes", len(f.Content))
@@ -238,19 +238,4 @@ func ports(all []fleet.Ports) string {
 		words = append(words, p.String())
 	}
 	return strings.Join(words, ", ")
-}
-
-// source says where a tool comes from.
-func source(t fleet.Tool) string {
-	switch {
-	case t.Go != "":
-		return "go " + t.Go
-	case t.Deb != "":
-		return "deb " + t.Deb
-	case t.URL != "":
-		return t.URL
-	case t.Target != "":
-		return "target " + t.Target
-	}
-	return t.Path
 }

@@ -162,10 +162,11 @@ func processes(text string) (pids []int) {
 	return pids
 }
 
-// left is what leases have left on this host, whoever's they were.
-func left(t *testing.T, p *Provider) (all []string) {
+// left is what leases have left on this host whose names begin so: of hubPrefix,
+// whoever's they were.
+func left(t testing.TB, p *Provider, lease string) (all []string) {
 	t.Helper()
-	l, err := connect(t.Context(), p.opts.URI)
+	l, err := connect(context.Background(), p.opts.URI) // at the end of a test, too
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func left(t *testing.T, p *Provider) (all []string) {
 		t.Fatal(err)
 	}
 	for _, d := range domains {
-		if strings.HasPrefix(d.Name, hubPrefix) {
+		if strings.HasPrefix(d.Name, lease) {
 			all = append(all, "domain "+d.Name)
 		}
 	}
@@ -184,22 +185,28 @@ func left(t *testing.T, p *Provider) (all []string) {
 		t.Fatal(err)
 	}
 	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, hubPrefix) {
+		if strings.HasPrefix(l.Attrs().Name, lease) {
 			all = append(all, "link "+l.Attrs().Name)
 		}
 	}
-	for _, pid := range processes("\x00guest=" + hubPrefix) {
+	for _, pid := range processes("\x00guest=" + lease) {
 		all = append(all, fmt.Sprint("QEMU ", pid))
 	}
-	// With the gateway go its namespaces, and all links and rules there.
-	for _, pid := range processes("bj\x00" + hubCommand) {
-		all = append(all, fmt.Sprint("gateway ", pid))
+	patterns := []string{p.opts.State + "/" + lease + "*", p.files(lease) + "*", "/run/libvirt/qemu/" + lease + "*", "/var/lib/libvirt/qemu/save/" + lease + "*", "/var/lib/libvirt/qemu/domain-*-" + lease + "*"}
+	if lease == hubPrefix {
+		// With the gateway go its namespaces, and all links and rules there. It does
+		// not say whose it is.
+		for _, pid := range processes("bj\x00" + hubCommand) {
+			all = append(all, fmt.Sprint("gateway ", pid))
+		}
+		patterns = append(patterns, p.files("*"))
 	}
-	for _, pattern := range []string{p.opts.State + "/" + hubPrefix + "*", p.opts.State + "/files/*", "/run/libvirt/qemu/" + hubPrefix + "*", "/var/lib/libvirt/qemu/save/" + hubPrefix + "*", "/var/lib/libvirt/qemu/domain-*-" + hubPrefix + "*"} {
+	for _, pattern := range patterns {
 		files, _ := filepath.Glob(pattern)
 		all = append(all, files...)
 	}
-	return all
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // TestKilled holds that whatever of a lease is killed, and whenever, leaves
@@ -207,7 +214,7 @@ func left(t *testing.T, p *Provider) (all []string) {
 func TestKilled(t *testing.T) {
 	saved := template(t)
 	p := provider(t)
-	if found := left(t, p); len(found) > 0 {
+	if found := left(t, p, hubPrefix); len(found) > 0 {
 		t.Fatalf("before anything was killed there is: %v", found)
 	}
 	machines := map[string]string{} // machine-ids and leases that were handed out, and to whom
@@ -230,7 +237,7 @@ func TestKilled(t *testing.T) {
 			if _, err := p.Reap(t.Context()); err != nil {
 				t.Fatalf("%s: %v", round, err)
 			}
-			found := left(t, p)
+			found := left(t, p, hubPrefix)
 			if len(found) == 0 {
 				return
 			}
@@ -257,7 +264,7 @@ func TestKilled(t *testing.T) {
 	first.follow(t, toTheEnd)
 	note(first.lease, "the first")
 	note(first.machine, "the first")
-	if found := left(t, p); len(found) > 0 {
+	if found := left(t, p, hubPrefix); len(found) > 0 {
 		t.Errorf("an owner whose machine was lost has left: %v", found)
 	}
 

@@ -23,8 +23,6 @@ package libvirt
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -42,7 +40,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
-	"bj/sandbox/agent"
 	"bj/sandbox/hub"
 	"bj/sandbox/image"
 )
@@ -282,83 +279,6 @@ func explain(err error) error {
 		e.Hint = "disk = names the disk of an installed Linux on ext4, xfs or btrfs, without LVM and encryption, or its root file system"
 	}
 	return e
-}
-
-// accelerated reports whether machines run on KVM: whether one has, since a
-// device that is there may not work. The answer holds until the host reboots.
-func (e *environment) accelerated(ctx context.Context, probe plan) (bool, error) {
-	p := e.provider
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.kvm != nil {
-		return *p.kvm, nil
-	}
-	say := func(works bool) bool {
-		if !works {
-			p.opts.Notice("KVM does not work here (a machine was booted to see): machines are emulated, which is slow")
-		}
-		p.kvm = &works
-		return works
-	}
-	if works, known := p.Accelerated(); known {
-		return say(works), nil
-	}
-	works := false
-	if _, err := os.Stat("/dev/kvm"); err == nil {
-		probe.kvm, probe.network, probe.index = true, false, 999
-		ctx, cancel := context.WithTimeout(ctx, probeDeadline)
-		works = e.probe(ctx, probe) == nil
-		cancel()
-	}
-	if ctx.Err() != nil {
-		return false, context.Cause(ctx)
-	}
-	answer := "broken\n"
-	if works {
-		answer = "works\n"
-	}
-	if err := os.WriteFile(p.kvmFile(), []byte(answer), 0o644); err != nil {
-		return false, fmt.Errorf("noting whether KVM works: %w", err)
-	}
-	return say(works), nil
-}
-
-// kvmFile keeps what a probe has found out.
-func (p *Provider) kvmFile() string { return filepath.Join(p.opts.State, "kvm") }
-
-// Accelerated reports whether machines run on KVM; known is false until one was
-// leased on this host since it started.
-func (p *Provider) Accelerated() (works, known bool) {
-	data, err := os.ReadFile(p.kvmFile())
-	return strings.TrimSpace(string(data)) == "works", err == nil
-}
-
-func (e *environment) probe(ctx context.Context, m plan) error {
-	text, err := m.xml()
-	if err != nil {
-		return err
-	}
-	var d govirt.Domain
-	err = e.ask(ctx, "creating the domain", func() (err error) {
-		d, err = e.libvirt.DomainCreateXML(text, govirt.DomainStartAutodestroy)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer destroy(e.libvirt, d)
-	conn, err := dialPort(ctx, m.port(controlPort))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	other, err := dialPort(ctx, m.port(agentPort))
-	if err != nil {
-		return err
-	}
-	defer other.Close()
-	_, err = newControl(ctx, m.name, conn)
-	return err
 }
 
 // start makes everything up to the point where Seal can be called.
@@ -625,59 +545,6 @@ func lastLines(path string) string {
 	}
 	text := strings.TrimSpace(string(data[max(0, len(data)-600):]))
 	return strings.ToValidUTF8(text, "?")
-}
-
-// become tells a machine who it is, and puts its files on it.
-func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, files []sandbox.File) error {
-	id := identity{
-		Name: g.name, Index: g.index, V4: spec.Machines[g.index].V4, V6: spec.Machines[g.index].V6,
-		Hosts:  hub.HostsFile(spec.Machines),
-		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
-		Apart:  len(spec.Policy.Units) > 0,
-		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
-		Whole: m.boot.Disk.Whole, Systemd: m.boot.Systemd,
-		MAC: hub.HardwareAddr(0, g.index).String(), Entropy: make([]byte, 64),
-	}
-	var machine [16]byte
-	rand.Read(machine[:])
-	rand.Read(id.Entropy)
-	id.MachineID = hex.EncodeToString(machine[:])
-	id.Clock = time.Now().UnixNano()
-	if err := g.control.call(ctx, "become", id, nil); err != nil {
-		return err
-	}
-	var err error
-	if g.client, err = agent.NewClient(ctx, g.channel); err != nil {
-		return fmt.Errorf("waiting for its agent: %w", err)
-	}
-	if err := g.setClock(ctx); err != nil {
-		return err
-	}
-	for _, f := range files {
-		if err := g.client.Put(ctx, f); err != nil {
-			return fmt.Errorf("staging %s: %w", f.Path, err)
-		}
-	}
-	return nil
-}
-
-// clockError is how wrong a machine's clock may be when it is handed out, if the
-// host is not too busy to know.
-const clockError = 200 * time.Millisecond
-
-// setClock sets a machine's clock. What it was told when it became itself was
-// old by the time that it arrived; this answer tells how old it can have been.
-func (g *guestMachine) setClock(ctx context.Context) error {
-	for range 5 {
-		sent := time.Now()
-		if err := g.control.call(ctx, "clock", sent.UnixNano(), nil); err != nil {
-			return err
-		}
-		if time.Since(sent) < clockError {
-			break
-		}
-	}
-	return nil
 }
 
 var _ sandbox.Provider = (*Provider)(nil)

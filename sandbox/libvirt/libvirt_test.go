@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"bj/sandbox"
 	"bj/sandbox/image"
 )
@@ -260,39 +258,8 @@ func sh(t testing.TB, m sandbox.Machine, script string) (string, int) {
 // nothingLeft fails if something of a lease is there still.
 func nothingLeft(t testing.TB, p *Provider, lease string) {
 	t.Helper()
-	l, err := connect(context.Background(), p.opts.URI) // at the end of a test, too
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Disconnect()
-	domains, _, err := l.ConnectListAllDomains(1, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range domains {
-		if strings.HasPrefix(d.Name, lease) {
-			t.Errorf("left behind: the domain %s", d.Name)
-		}
-	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, lease) {
-			t.Errorf("left behind: the link %s", l.Attrs().Name)
-		}
-	}
-	for _, path := range []string{filepath.Join(p.opts.State, lease), p.files(lease)} {
-		if _, err := os.Stat(path); err == nil {
-			t.Errorf("left behind: %s", path)
-		}
-	}
-	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range lines {
-		if data, err := os.ReadFile(path); err == nil && strings.Contains(string(data), "guest="+lease+"-") {
-			t.Errorf("left behind: the process %s", path)
-		}
+	for _, what := range left(t, p, lease) {
+		t.Errorf("left behind: %s", what)
 	}
 }
 
