@@ -1,7 +1,6 @@
 package runbook
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -55,9 +54,6 @@ func (p *page) condition(c *fleet.Condition) {
 			p.f(", for %s", p.list(c.Pathways))
 		}
 	}
-	if len(c.Only) > 0 {
-		p.f(", for %s alone", p.list(c.Only))
-	}
 	if len(c.On) > 0 {
 		p.f(", from %s", p.names(c.On))
 	}
@@ -94,7 +90,10 @@ func (p *page) links(c *fleet.Condition) []string {
 func (p *page) link(label string) string {
 	to := link(Name(label))
 	if p.near != nil {
-		to = cmp.Or(p.near(label), to)
+		to = p.near(label)
+	}
+	if to == "" {
+		return code(p.line(label))
 	}
 	return fmt.Sprintf("[%s](%s)", escape(p.line(label)), to)
 }

@@ -66,7 +66,7 @@ func writeSite(t *testing.T) string {
 		data, err := HTML(p)
 		write(p.Name, data, err)
 	}
-	start, err := b.BlackStart()
+	start, err := b.BlackStart(everywhere)
 	if err != nil {
 		t.Fatal(err)
 	}

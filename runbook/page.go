@@ -19,8 +19,8 @@ type page struct {
 	proof  proof
 	digest string // of the recipe as it is
 	level  int    // of the title's heading
-	// near returns the link to a recipe that has a place on this page; it may be
-	// nil, or return "".
+	// near returns where a link to a recipe leads, or "" where there is nothing
+	// to lead to; nil: to the recipe's page.
 	near func(label string) string
 }
 

@@ -41,7 +41,7 @@ func TestNoSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start, err := b.BlackStart()
+	start, err := b.BlackStart(everywhere)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -99,3 +99,6 @@ func book(t testing.TB, f *fleet.Fleet, hosts string, records ...event.Record) *
 	}
 	return New(o)
 }
+
+// everywhere is a site in which each recipe has its page.
+func everywhere(*fleet.Recipe) bool { return true }

@@ -22,7 +22,8 @@ const (
 
 // BlackStart returns one page with all that brings the fleet back from nothing,
 // in the order of recovery: of each service the recipe that the plan takes.
-func (b *Book) BlackStart() (Page, error) {
+// Other recipes have a link to their page where there is one.
+func (b *Book) BlackStart(there func(*fleet.Recipe) bool) (Page, error) {
 	p := &page{ink: &ink{machines: &renaming{}}, b: b, level: 1}
 	title := "Black start"
 	p.f("# %s\n\nEverything is down. This brings it back, in this order; what stands in one wave can be done at the same time.\n\n", title)
@@ -48,7 +49,12 @@ func (b *Book) BlackStart() (Page, error) {
 		if err != nil {
 			return Page{}, err
 		}
-		q.near = func(label string) string { return places[label] }
+		q.near = func(label string) string {
+			if r := b.Fleet.Recipe(label); places[label] == "" && r != nil && there(r) {
+				return link(Name(label))
+			}
+			return places[label]
+		}
 		places[x.Recipe] = "#" + string(ids.Generate([]byte(q.heading()), ast.KindHeading))
 		pages = append(pages, q)
 	}

@@ -37,6 +37,7 @@ func runbookCommand() *command {
 without -o it is shown in the terminal. with -o it is a site of files that need
 no server and no network: of each recipe, and of those that bring back what it
 needs, a page as markdown and as HTML, an index, a page with the black start of the whole fleet, and the recovery graph.
+other recipes' pages that are there already are written again.
 
 hosts.csv fills in machines of your own. its first line names its columns, of
 which only machine is needed: machine,name,address,address6,recipe. names and
@@ -220,21 +221,31 @@ func writePage(dir, name string, data []byte) error {
 	return nil
 }
 
-// site writes the pages of recipes, of what they need, and those that belong to
-// all.
+// site writes the pages of recipes, of what they need, those that belong to all,
+// and again those that are there: one folder tells one story.
 func (w *pageWriter) site(ctx context.Context, dir string, recipes []*fleet.Recipe) error {
 	free, err := holdPages(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer free()
-	recipes = w.book.Needed(recipes)
-	for _, r := range recipes {
+	for _, r := range w.book.Needed(append(w.there(dir), recipes...)) {
 		if err := w.page(dir, r); err != nil {
 			return err
 		}
 	}
-	return w.index(dir, recipes)
+	return w.index(dir)
+}
+
+// there returns the recipes that have a page.
+func (w *pageWriter) there(dir string) []*fleet.Recipe {
+	return slices.DeleteFunc(slices.Clone(w.l.fleet.Recipes), func(r *fleet.Recipe) bool { return !hasPage(dir, r) })
+}
+
+// hasPage reports whether a recipe has a page.
+func hasPage(dir string, r *fleet.Recipe) bool {
+	_, err := os.Stat(filepath.Join(dir, runbook.Name(r.Label)+".html"))
+	return err == nil
 }
 
 // holdPages makes a folder of pages, and keeps every other bj from writing into
@@ -250,7 +261,11 @@ func holdPages(ctx context.Context, dir string) (free func(), err error) {
 	}
 	for deadline := time.Now().Add(time.Minute); ; {
 		// A file system that knows no locks of folders is not shared by many.
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			event.Sweep(dir)
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return func() { f.Close() }, nil
 		}
 		select {
@@ -266,9 +281,10 @@ func holdPages(ctx context.Context, dir string) (free func(), err error) {
 	}
 }
 
-// index writes the pages that belong to no recipe. The index lists recipes.
-func (w *pageWriter) index(dir string, recipes []*fleet.Recipe) error {
-	start, err := w.book.BlackStart()
+// index writes the pages that belong to no recipe. The index lists what is there.
+func (w *pageWriter) index(dir string) error {
+	recipes := w.there(dir)
+	start, err := w.book.BlackStart(func(r *fleet.Recipe) bool { return slices.Contains(recipes, r) })
 	if err != nil {
 		return err
 	}
@@ -328,19 +344,13 @@ func (b *runbooks) write(r *fleet.Recipe) (err error) {
 	}
 	defer free()
 	for _, n := range b.writer.book.Needed([]*fleet.Recipe{r}) {
-		if n == r || !b.there(n) {
+		if n == r || !hasPage(b.dir, n) {
 			if err := b.writer.page(b.dir, n); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// there reports whether a recipe has a page.
-func (b *runbooks) there(r *fleet.Recipe) bool {
-	_, err := os.Stat(filepath.Join(b.dir, runbook.Name(r.Label)+".html"))
-	return err == nil
 }
 
 // close writes what belongs to all recipes whose pages are there.
@@ -359,7 +369,7 @@ func (b *runbooks) close() error {
 	if err != nil {
 		return err
 	}
-	return w.index(b.dir, slices.DeleteFunc(slices.Clone(b.l.fleet.Recipes), func(r *fleet.Recipe) bool { return !b.there(r) }))
+	return w.index(b.dir)
 }
 
 // gitRevision returns the commit of a folder, with a + where files differ from

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -262,7 +263,7 @@ func Records(dir, label string) ([]Record, error) {
 		}
 		records = append(records, x)
 	}
-	slices.SortStableFunc(records, func(a, b Record) int { return a.Start.Compare(b.Start) })
+	slices.SortStableFunc(records, func(a, b Record) int { return cmp.Or(a.Start.Compare(b.Start), a.End.Compare(b.End)) })
 	return records, errors.Join(errs...)
 }
 

@@ -72,10 +72,22 @@ func SafeName(label string) string {
 	return name
 }
 
+// unfinished is the name of a file that is being written.
+const unfinished = ".new-*"
+
+// Sweep removes what writers that were killed left in a folder, of which the
+// caller knows that nobody else writes into it.
+func Sweep(dir string) {
+	names, _ := filepath.Glob(filepath.Join(dir, unfinished))
+	for _, name := range names {
+		os.Remove(name)
+	}
+}
+
 // WriteFile writes data to path at once: who reads it sees all of it, or what
 // was there before.
 func WriteFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), unfinished)
 	if err != nil {
 		return err
 	}
