@@ -193,7 +193,7 @@ func TestBrowser(t *testing.T) {
 
 	t.Run("copy", func(t *testing.T) {
 		_, run := open(t, page)
-		var want string
+		var want, selected string
 		var blocks, buttons int
 		run(chromedp.Evaluate(`document.querySelectorAll("pre.sh").length`, &blocks), chromedp.Evaluate(`document.querySelectorAll("button").length`, &buttons))
 		if blocks == 0 || buttons != blocks {
@@ -205,8 +205,13 @@ func TestBrowser(t *testing.T) {
 			chromedp.Evaluate(`document.querySelectorAll("button")[1].focus()`, nil), chromedp.KeyEvent(kb.Enter),
 			chromedp.Poll(`document.querySelectorAll("button")[1].textContent === "Copied"`, nil),
 			chromedp.Evaluate(`navigator.clipboard.readText()`, &got, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }))
-		if got != strings.TrimSuffix(want, "\n") {
+		if got != strings.TrimSuffix(want, "\n") || !strings.Contains(want, "\n") {
 			t.Errorf("the button copied %q, not %q", got, want)
+		}
+		// By hand, as without script.
+		run(chromedp.Evaluate(`getSelection().selectAllChildren(document.querySelectorAll("pre.sh")[1]); document.execCommand("copy"); navigator.clipboard.readText()`, &selected, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }))
+		if strings.TrimSuffix(selected, "\n") != got {
+			t.Errorf("selecting it copied %q, not %q", selected, got)
 		}
 	})
 	t.Run("search", func(t *testing.T) {
@@ -258,18 +263,23 @@ func TestBrowser(t *testing.T) {
 		}
 	})
 	for _, scheme := range []string{"light", "dark"} {
-		for _, size := range []int64{360, 1300} {
+		for _, size := range []int64{390, 1300} {
 			for _, name := range []string{page, IndexName, BlackStartName} {
 				t.Run(fmt.Sprintf("accessible/%s/%d/%s", scheme, size, name), func(t *testing.T) {
 					_, run := open(t, name, emulation.SetDeviceMetricsOverride(size, 800, 1, size < 500),
 						emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}))
-					var wide bool
+					var wide, cut, small []string
 					var found []string
-					run(chromedp.Evaluate(`document.documentElement.scrollWidth > innerWidth`, &wide), chromedp.Evaluate(string(axe), nil),
+					run(chromedp.Evaluate(fmt.Sprintf(`[document.documentElement, document.body].map((e) => e.scrollWidth).filter((w) => w > %d).map(String)`, size), &wide),
+						chromedp.Evaluate(`[...document.querySelectorAll("pre, table, .table")].filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 80))`, &cut),
+						chromedp.Evaluate(`[...document.querySelectorAll("button, input, nav a")].filter((e) => e.getBoundingClientRect().height < 40).map((e) => e.textContent)`, &small), chromedp.Evaluate(string(axe), nil),
 						chromedp.Evaluate(`axe.run(document, {resultTypes: ["violations"]}).then((r) => r.violations.map((v) => v.id + ": " + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160) + " " + n.failureSummary).join(" | ")))`, &found,
 							func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }))
-					if wide {
-						t.Error("the page is wider than its window")
+					if len(wide) > 0 {
+						t.Errorf("the page is wider than its window: %v", wide)
+					}
+					if size < 500 && len(cut)+len(small) > 0 {
+						t.Errorf("on a phone these are cut: %q, and these are hard to hit: %q", cut, small)
 					}
 					if len(found) > 0 {
 						t.Error(strings.Join(found, "\n"))

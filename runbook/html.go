@@ -174,6 +174,7 @@ func render(source []byte) (string, error) {
 				}
 				return m
 			})
+			s = labelled(s)
 			s = fmt.Sprintf("<div class=\"table\" tabindex=\"0\" role=\"group\" aria-label=\"Table %d\">\n%s</div>\n", tables, s)
 		case *ast.FencedCodeBlock:
 			blocks++
@@ -182,6 +183,7 @@ func render(source []byte) (string, error) {
 				name := map[string]string{"sh": "Command", "text": "Output"}[language]
 				return fmt.Sprintf(`<pre class="%s" tabindex="0" role="group" aria-label="%s %d"><code>`, language, name, blocks)
 			})
+			s = lines(s)
 		}
 		b.WriteString(s)
 	}
@@ -193,6 +195,39 @@ func render(source []byte) (string, error) {
 		body = body[:at] + "<nav aria-label=\"On this page\">\n<ul>\n" + strings.Join(contents, "") + "</ul>\n</nav>\n" + body[at:]
 	}
 	return body, nil
+}
+
+// tableCell is how goldmark writes the beginning of one.
+var tableCell = regexp.MustCompile(`<th>(.*?)</th>|<td>`)
+
+// labelled gives each cell of a table the words above its column: a phone shows
+// a row as a list.
+func labelled(table string) string {
+	var heads []string
+	n := 0
+	return tableCell.ReplaceAllStringFunc(table, func(m string) string {
+		if m != "<td>" {
+			heads = append(heads, m[len("<th>"):len(m)-len("</th>")])
+			return m
+		}
+		n++
+		return fmt.Sprintf(`<td data-label="%s">`, heads[(n-1)%len(heads)])
+	})
+}
+
+// option is one of a command, which nothing may break after its dashes.
+var option = regexp.MustCompile(`(^|[ (\[])(--?[A-Za-z0-9][A-Za-z0-9-]{0,30})`)
+
+// lines makes each line of a block of code an element, so that one that goes on
+// below itself is told from two. The text stays what it is.
+func lines(block string) string {
+	before, rest, _ := strings.Cut(block, "<code>")
+	text, after, _ := strings.Cut(rest, "</code>")
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString("<span>" + option.ReplaceAllString(line, `$1<span>$2</span>`) + "</span>")
+	}
+	return before + "<code>" + b.String() + "</code>" + after
 }
 
 // maxContents is how many sections a page may have whose list stands on top of
