@@ -4,31 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"bj/lang"
 	"bj/sandbox"
-	"bj/sandbox/image"
 	"bj/sandbox/libvirt"
-	"bj/sandbox/pool"
+	"bj/sandbox/ns"
 )
 
 func doctorCommand() *command {
 	return &command{
 		name:  "doctor",
 		short: "says what this machine can run, and how to mend what it cannot",
-		long: `leases a machine from every sandbox that there is, seals it and runs a command in
-it, since nothing less tells whether that works. beside that it looks at room on
-disk, at libvirt, the emulator, the kernel and KVM for virtual machines, and for
-the programs that make tools. it removes what environments without a living owner
-have left. exit 0 says that bj test can run, 3 that it cannot; virtual machines
-count where BJ_SANDBOX=libvirt asks for them.`,
+		long: `uses each thing that the machines of every sandbox need of this host: room on disk;
+links, packet filters, user namespaces and what else of the kernel; libvirt, the
+emulator, a kernel and KVM for virtual machines. then it leases a machine from
+every sandbox, seals it and runs a command in it, since nothing less tells whether
+that works. beside that it looks for the programs that make tools. it removes what
+environments without a living owner have left. "broken" is what bj test cannot do
+without in the sandbox that BJ_SANDBOX or the workspace names, "missing" all else,
+and below each is what mends it. exit 0 says that bj test can run, 3 that it cannot.`,
 		run: runDoctor,
 	}
 }
@@ -41,204 +37,172 @@ type finding struct {
 	vital      bool   // bj test cannot run without it
 }
 
+// doctor is one visit.
+type doctor struct {
+	*env
+	cache   string
+	sandbox string // the one that bj test takes its machines from
+	failed  bool
+}
+
 func runDoctor(ctx context.Context, e *env, args []string) error {
 	if err := noArguments("doctor", args); err != nil {
 		return err
 	}
-	failed := false
-	for _, look := range []func(context.Context, *env) finding{
-		lookAtSystem, lookAtCache, lookAtDisk, lookAtNamespace, lookAtLibvirt, lookAtKernel, lookAtVirtual, lookAtKVM,
-		lookForProgram("go", `tool(go = ...) is built with it`, "install Go from https://go.dev/dl, or: apt-get install golang-go"),
-		lookForProgram("apt-get", `tool(deb = ...) is fetched with it`, "a Debian machine has it"),
-		lookForProgram("dpkg-deb", `tool(deb = ...) is unpacked with it`, "apt-get install dpkg"),
-		lookForProgram("git", "bj test --changed-since asks it", "apt-get install git"),
-	} {
-		f := look(ctx, e)
-		if ctx.Err() != nil {
+	d := &doctor{env: e}
+	cache, done, err := e.cache()
+	if err != nil {
+		return err
+	}
+	defer done()
+	d.cache = cache
+	if d.sandbox, err = d.chooseSandbox(ctx); err != nil {
+		return err
+	}
+	for _, look := range []func(context.Context){d.lookAtHost, d.lookAtNamespace, d.lookAtVirtual, d.lookForPrograms} {
+		if look(ctx); ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		state := "ok"
-		switch {
-		case f.err != nil && f.vital:
-			state, failed = "broken", true
-			f.text = f.err.Error()
-		case f.err != nil:
-			state = "missing"
-			f.text += ": " + f.err.Error()
-		}
-		fmt.Fprintf(e.stdout, "%-8s %-10s %s\n", state, f.name, indent(f.text, 20))
-		if f.err != nil && f.mend != "" {
-			fmt.Fprintf(e.stdout, "%-8s %-10s mend it: %s\n", "", "", indent(f.mend, 20))
-		}
 	}
-	if failed {
+	if d.failed {
 		return &failure{code: exitError, err: errors.New("this machine cannot run bj test"), hint: "mend what is broken above, and run bj doctor again"}
 	}
 	fmt.Fprintln(e.stdout, "bj test can run here")
 	return nil
 }
 
-// lookAtSystem says what this is.
-func lookAtSystem(context.Context, *env) finding {
-	f := finding{name: "system", vital: true}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		f.err = fmt.Errorf("asking the kernel its name: %w", err)
-		return f
-	}
-	user := "root"
-	if os.Geteuid() != 0 {
-		user = "an ordinary user"
-	}
-	f.text = fmt.Sprintf("bj %s on %s %s, %s, %s, as %s", version,
-		unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, plural(runtime.NumCPU(), "core"), user)
-	return f
-}
-
-// lookAtCache says where the cache is, and whether it can be written.
-func lookAtCache(_ context.Context, e *env) finding {
-	f := finding{name: "cache", vital: true, mend: "name a folder that can be written: BJ_CACHE=/var/tmp/bj"}
-	dir, err := e.cacheDir()
-	if err != nil {
-		f.err = err
-		return f
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		f.err = fmt.Errorf("making the cache: %w", err)
-		return f
-	}
-	probe, err := os.CreateTemp(dir, ".doctor-*")
-	if err != nil {
-		f.err = fmt.Errorf("writing to the cache: %w", err)
-		return f
-	}
-	defer os.Remove(probe.Name())
-	defer probe.Close()
-	f.text = dir
-	u, err := newStore(dir, "", defaultSandbox).Usage()
-	if err != nil {
-		f.err = err
-		return f
-	}
-	f.text += fmt.Sprintf("\ntools and images take %d MiB; beyond %d MiB what was not used for the longest time goes", u.Total()>>20, int64(image.DefaultBound)>>20)
-	if templates, err := pool.New(nil, pool.Options{Dir: filepath.Join(dir, "pool", virtualSandbox)}).Status(); err == nil && len(templates) > 0 {
-		var sum int64
-		for _, t := range templates {
-			sum += t.Bytes
+// chooseSandbox returns what bj test takes if nothing else is said. A workspace
+// that cannot be loaded names none.
+func (d *doctor) chooseSandbox(ctx context.Context) (string, error) {
+	ofWorkspace := ""
+	if d.getenv("BJ_SANDBOX") == "" {
+		if _, result, err := d.loadWorkspace(ctx); err == nil && result.Fleet != nil {
+			ofWorkspace = result.Fleet.Workspace.Sandbox
 		}
-		f.text += fmt.Sprintf("\n%s of virtual machines, %d MiB: bj pool status lists them", plural(len(templates), "template"), sum>>20)
 	}
-	return f
+	name, source := setting("", "", "BJ_SANDBOX", d.getenv("BJ_SANDBOX"), ofWorkspace, defaultSandbox)
+	if name != defaultSandbox && name != virtualSandbox {
+		return "", noSandbox(name, source)
+	}
+	return name, nil
 }
 
-// What bj test needs on disk: a little for any recipe, more for the images of
-// virtual machines, in bytes.
-const (
-	leastDisk   = 64 << 20
-	virtualDisk = 2 << 30
-)
+// noSandbox says that there is no sandbox of that name.
+func noSandbox(name, source string) error {
+	return usage(lang.DidYouMean(name, sandboxes(), "there are: "+strings.Join(sandboxes(), ", ")), "there is no sandbox %q, which %s asks for", name, source)
+}
 
-// lookAtDisk says how much room there is where bj writes.
-func lookAtDisk(_ context.Context, e *env) finding {
-	f := finding{name: "disk", vital: true}
-	cache, err := e.cacheDir()
-	if err != nil {
-		f.err = err
-		return f
+// print says what was found, unless somebody has interrupted the search.
+func (d *doctor) print(ctx context.Context, f finding) {
+	if ctx.Err() != nil {
+		return
 	}
-	var lines []string
-	for _, place := range []struct{ what, dir string }{{"cache", cache}, {"temporary files", os.TempDir()}, {"leases", "/run"}} {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(place.dir, &fs); err != nil {
-			f.err = fmt.Errorf("asking how much room there is in %s: %w", place.dir, err)
-			return f
+	state := "ok"
+	switch {
+	case f.err != nil && f.vital:
+		state, d.failed = "broken", true
+	case f.err != nil:
+		state = "missing"
+	}
+	if f.err != nil {
+		f.text = strings.TrimPrefix(f.text+": ", ": ") + f.err.Error()
+	}
+	fmt.Fprintf(d.stdout, "%-8s %-10s %s\n", state, f.name, indent(f.text, 20))
+	if f.err != nil && f.mend != "" {
+		fmt.Fprintf(d.stdout, "%-8s %-10s mend it: %s\n", "", "", indent(f.mend, 20))
+	}
+}
+
+// of returns what was found of a part of that sandbox's machines.
+func (d *doctor) of(sandbox string, p sandbox.Part) finding {
+	return finding{name: p.Name, text: p.Text, err: p.Err, mend: hintOf(p.Err), vital: p.Vital && d.sandbox == sandbox}
+}
+
+// hubParts are those that machines of every sandbox need.
+var hubParts = map[string]bool{"links": true, "nftables": true, "relay": true}
+
+// lookAtNamespace uses what the embedded provider needs, and leases a machine.
+func (d *doctor) lookAtNamespace(ctx context.Context) {
+	agent, err := staticAgent(ctx, d.cache, d.say)
+	f := finding{name: "agent", text: "machines run it", err: err, mend: hintOf(err), vital: true}
+	if err == nil {
+		f.text = agent + ": machines run it"
+	}
+	if d.print(ctx, f); err != nil {
+		return
+	}
+	for _, part := range ns.New(ns.Options{Agent: agent}).Parts(ctx, d.cache) {
+		f := d.of(defaultSandbox, part)
+		f.vital = part.Vital && (f.vital || hubParts[part.Name])
+		d.print(ctx, f)
+	}
+	d.print(ctx, d.lease(ctx, defaultSandbox, "machines of namespaces can be leased and sealed"))
+}
+
+// lookAtVirtual uses what virtual machines need, and leases one where nothing is
+// missing.
+func (d *doctor) lookAtVirtual(ctx context.Context) {
+	p := libvirt.New(d.virtual())
+	parts := p.Parts(ctx)
+	whole := true
+	for _, part := range parts {
+		d.print(ctx, d.of(virtualSandbox, part))
+		whole = whole && part.Err == nil
+	}
+	wanted := d.sandbox == virtualSandbox
+	kernel := finding{name: "kernel", text: "virtual machines boot one", vital: wanted}
+	if len(parts) == 1 { // there is no libvirt
+		kernel.err = errors.New("none was looked for, without libvirt")
+	} else {
+		kernel = d.lookAtKernel(ctx, kernel)
+	}
+	d.print(ctx, kernel)
+	machines := finding{name: "machines", text: "virtual machines", vital: wanted, err: errors.New("none was tried, without what is missing above")}
+	if whole && kernel.err == nil {
+		// Something may have been mended since a machine did not run on KVM.
+		if machines.err = p.ForgetKVM(); machines.err == nil {
+			machines = d.lease(ctx, virtualSandbox, "virtual machines can be leased and sealed")
+			machines.name = "machines"
 		}
-		free := int64(fs.Bavail) * fs.Bsize
-		if free < leastDisk && f.err == nil {
-			f.err = fmt.Errorf("%s has %d MiB left, and %d are needed", place.dir, free>>20, leastDisk>>20)
-			f.mend = "df -h " + place.dir + " says which disk that is"
-			if place.dir == cache {
-				f.mend += "; BJ_CACHE names another folder"
-			}
-		}
-		line := fmt.Sprintf("%d MiB left in %s, for %s", free>>20, place.dir, place.what)
-		if place.dir == cache && free < virtualDisk {
-			line += fmt.Sprintf("\nimages of virtual machines take about %d MiB: BJ_CACHE names another folder", int64(virtualDisk)>>20)
-		}
-		lines = append(lines, line)
 	}
-	f.text = strings.Join(lines, "\n")
-	return f
+	d.print(ctx, machines)
+	d.print(ctx, kvm(p.KVM()))
 }
 
-// lookAtNamespace leases a machine of the embedded provider.
-func lookAtNamespace(ctx context.Context, e *env) finding {
-	f := lookAtSandbox(ctx, e, defaultSandbox, "machines of namespaces can be leased and sealed")
-	f.vital = true
-	return f
-}
+func (d *doctor) virtual() libvirt.Options { return libvirt.Options{URI: d.getenv("BJ_LIBVIRT_URI")} }
 
-// lookAtLibvirt asks libvirt what it is; bj test has no need of virtual machines
-// unless it is asked for some.
-func lookAtLibvirt(ctx context.Context, e *env) finding {
-	about, err := libvirt.New(libvirt.Options{URI: os.Getenv("BJ_LIBVIRT_URI")}).About(ctx)
-	return finding{name: "libvirt", text: about, mend: hintOf(err), err: err, vital: wantsVirtual(e)}.or("--sandbox libvirt")
-}
-
-// wantsVirtual reports whether bj test makes virtual machines if nothing else is said.
-func wantsVirtual(e *env) bool { return e.getenv("BJ_SANDBOX") == virtualSandbox }
-
-// lookAtKernel looks for what virtual machines boot, and fetches it if need be,
-// where there is a libvirt.
-func lookAtKernel(ctx context.Context, e *env) finding {
-	if f := lookAtLibvirt(ctx, e); f.err != nil {
-		return finding{name: "kernel", text: "virtual machines boot one", err: errors.New("none was looked for, without libvirt")}
-	}
-	dir, err := e.cacheDir()
-	if err != nil {
-		return finding{name: "kernel", text: "virtual machines boot one", err: err}
-	}
+// lookAtKernel looks for what virtual machines boot, and fetches it if need be.
+func (d *doctor) lookAtKernel(ctx context.Context, f finding) finding {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute) // it may have to be fetched
 	defer cancel()
-	k, err := newStore(dir, "", virtualSandbox).Kernel(ctx, "", func(string) {})
-	return finding{name: "kernel", text: k.About + ": virtual machines boot it", err: err, mend: hintOf(err), vital: wantsVirtual(e)}.or("virtual machines boot one")
-}
-
-// lookAtVirtual leases a virtual machine, where there is a libvirt.
-func lookAtVirtual(ctx context.Context, e *env) finding {
-	if f := lookAtLibvirt(ctx, e); f.err != nil {
-		return finding{name: "machines", text: "virtual machines", err: errors.New("none was tried, without libvirt")}
+	k, err := newStore(d.cache, "", virtualSandbox).Kernel(ctx, "", func(string) {})
+	if f.err, f.mend = err, hintOf(err); err == nil {
+		f.text = k.About + ": virtual machines boot it"
 	}
-	f := lookAtSandbox(ctx, e, virtualSandbox, "virtual machines can be leased and sealed")
-	f.name, f.vital = "machines", wantsVirtual(e)
 	return f
 }
 
-// lookAtKVM says whether virtual machines are emulated, as a lease has found out.
-func lookAtKVM(context.Context, *env) finding {
-	f := finding{name: "kvm", text: "virtual machines run on it: one was booted"}
-	works, known := libvirt.New(libvirt.Options{}).Accelerated()
-	if works {
-		return f
-	}
-	f.text = "without it virtual machines are emulated, which is slow"
-	_, err := os.Stat("/dev/kvm")
-	switch {
-	case err != nil:
-		f.err = errors.New("there is no /dev/kvm")
-	case known:
-		f.err = errors.New("a machine that was booted on it did not come up")
+// kvm says whether virtual machines are emulated, as a lease has found out.
+func kvm(k libvirt.KVM) finding {
+	f := finding{name: "kvm", text: "without it virtual machines are emulated, which is slow"}
+	switch k.State {
+	case libvirt.KVMWorks:
+		f.text = "virtual machines run on it: one was booted"
+	case libvirt.KVMAbsent:
+		f.err = errors.New(k.Why)
+		f.mend = "modprobe kvm_intel, or kvm_amd; where that says no, switch virtualization on in the firmware,\nor nested virtualization where this is a virtual machine"
+	case libvirt.KVMRefused:
+		f.err = errors.New("a machine was booted on it, and refused: " + k.Why)
+		f.mend = "chgrp kvm /dev/kvm && chmod 660 /dev/kvm lets QEMU's account use it; else switch virtualization on in the\nfirmware, or nested virtualization where this is a virtual machine; then run bj doctor: until somebody does,\nor this host restarts, bj does not try again"
+	case libvirt.KVMLate:
+		f.err = errors.New("a machine was booted on it, and " + k.Why + ": KVM hangs, or this host was busy")
+		f.mend = fmt.Sprintf("run bj doctor again when this host has nothing else to do; bj test tries again after %.0f minutes", libvirt.LateFor.Minutes())
 	default:
 		f.err = errors.New("no machine could be booted to see")
-	}
-	f.mend = "switch virtualization on in the firmware, or nested virtualization where this is a virtual machine;\nthen modprobe kvm_intel or kvm_amd, and restart: the answer is kept until then"
-	return f
-}
-
-// or returns the finding with words that fit where something is missing.
-func (f finding) or(missing string) finding {
-	if f.err != nil {
-		f.text = missing
+		if k.Why != "" {
+			f.err = fmt.Errorf("%w: %s", f.err, k.Why)
+		}
+		f.mend = "mend what is missing above"
 	}
 	return f
 }
@@ -256,16 +220,13 @@ func hintOf(err error) string {
 	return ""
 }
 
-func lookAtSandbox(ctx context.Context, e *env, name, works string) finding {
-	f := finding{name: name, text: works}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // agent and image may have to be made
+// lease leases a machine of a sandbox, after what was left there is removed.
+func (d *doctor) lease(ctx context.Context, name, works string) finding {
+	f := finding{name: name, text: "--sandbox " + name, vital: d.sandbox == name}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // an image may have to be made
 	defer cancel()
-	cache, err := e.cacheDir()
-	if err != nil {
-		cache = filepath.Join(os.TempDir(), "bj-cache")
-	}
-	var words []string
-	p, err := newProvider(ctx, name, "bj doctor", cache, newStore(cache, "", name), func(s string) { words = append(words, s) })
+	words := []string{works}
+	p, err := newProvider(ctx, name, "bj doctor", d.cache, newStore(d.cache, "", name), func(s string) { words = append(words, s) })
 	if err == nil {
 		var removed []string
 		if removed, err = p.Reap(ctx); len(removed) > 0 {
@@ -275,23 +236,8 @@ func lookAtSandbox(ctx context.Context, e *env, name, works string) finding {
 	if err == nil {
 		err = p.Check(ctx)
 	}
-	if err == nil {
-		f.text = strings.Join(append([]string{works}, words...), "\n")
-	} else {
-		f.text = "--sandbox " + name
+	if f.err, f.mend = err, hintOf(err); err == nil {
+		f.text = strings.Join(words, "\n")
 	}
-	f.err = err
-	f.mend = hintOf(err)
 	return f
-}
-
-// lookForProgram looks for a program on PATH, and says what it is for.
-func lookForProgram(name, use, mend string) func(context.Context, *env) finding {
-	return func(context.Context, *env) finding {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			return finding{name: name, text: use, err: errors.New("it is not on PATH"), mend: mend}
-		}
-		return finding{name: name, text: path + ": " + use}
-	}
 }

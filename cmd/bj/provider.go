@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"bj/lang"
 	"bj/sandbox"
 	"bj/sandbox/image"
 	"bj/sandbox/libvirt"
@@ -61,7 +60,7 @@ func newProvider(ctx context.Context, name, source, cache string, images *image.
 			Images: images,
 		}), pool.Options{Dir: filepath.Join(cache, "pool", virtualSandbox), Notice: once(say)}), nil
 	}
-	return nil, usage(lang.DidYouMean(name, sandboxes(), "there are: "+strings.Join(sandboxes(), ", ")), "there is no sandbox %q, which %s asks for", name, source)
+	return nil, noSandbox(name, source)
 }
 
 // prepare removes what an earlier bj left, and then says what this host lacks for

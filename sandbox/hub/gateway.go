@@ -84,7 +84,7 @@ func (g *Gateway) handle(ctx context.Context, method string, params json.RawMess
 	case "setup":
 		return nil, nil, g.setup(ctx, g, params, fds)
 	case "seal":
-		return call(params, func(r sealRequest) (any, error) { return nil, g.applySeal(ctx, r.Policy) })
+		return call(params, func(r sealRequest) (any, error) { return nil, needs(g.applySeal(ctx, r.Policy)) })
 	case "expect":
 		return call(params, func(r expectRequest) (any, error) { g.canaries.expect(r.Canaries); return nil, nil })
 	case "flows":

@@ -89,6 +89,11 @@ type machineLink struct {
 
 // NewNet prepares the namespace of the calling process, with every link down.
 func NewNet() (*Net, error) {
+	n, err := newNet()
+	return n, needs(err)
+}
+
+func newNet() (*Net, error) {
 	for _, s := range hubSysctls {
 		if err := SetSysctl(s.name, s.value); err != nil && s.must && !missingIPv6(s.name, err) {
 			return nil, fmt.Errorf("setting net/%s of the hub: %w", s.name, err)

@@ -79,7 +79,7 @@ func plainQEMU(b *testing.B, p *Provider) time.Duration {
 		}
 	}()
 	accel := "tcg"
-	if works, _ := p.Accelerated(); works {
+	if p.KVM().State == KVMWorks {
 		accel = "kvm"
 	}
 	args := []string{"-machine", machineType + ",accel=" + accel, "-cpu", "max", "-m", strconv.FormatInt((m.memory+overhead)>>20, 10), "-smp", "1",

@@ -58,8 +58,9 @@ type Options struct {
 type Provider struct {
 	opts Options
 
-	mu  sync.Mutex
-	kvm *bool // nil until probed
+	mu     sync.Mutex
+	kvm    *KVM   // nil until a lease has asked
+	device string // kvmDevice
 
 	// booting has a value for each machine that is being made: more at once than
 	// there are processors would all be late.
@@ -81,7 +82,7 @@ func New(opts Options) *Provider {
 	if opts.Notice == nil {
 		opts.Notice = func(string) {}
 	}
-	return &Provider{opts: opts, booting: make(chan struct{}, max(2, runtime.NumCPU()))}
+	return &Provider{opts: opts, device: kvmDevice, booting: make(chan struct{}, max(2, runtime.NumCPU()))}
 }
 
 // Name implements sandbox.Provider.
@@ -96,40 +97,14 @@ const (
 	becomeDeadline = 3 * time.Minute // its identity and its files
 )
 
-// probeDeadline bounds the boot that tells whether KVM works: with it, a
-// machine is there in a second.
-const probeDeadline = 20 * time.Second
-
 // Ready implements sandbox.Provider.
 func (p *Provider) Ready(ctx context.Context) error {
-	_, err := p.About(ctx)
-	return err
-}
-
-// About says which libvirt and emulator make the machines, or what they lack.
-func (p *Provider) About(ctx context.Context) (string, error) {
-	if err := checkRights(); err != nil {
-		return "", err
+	for _, part := range p.Parts(ctx) {
+		if part.Err != nil {
+			return part.Err
+		}
 	}
-	conn, err := connect(ctx, p.opts.URI)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Disconnect()
-	own, err := conn.ConnectGetLibVersion()
-	if err != nil {
-		return "", &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("asking the libvirt at %s its version: %w", p.opts.URI, err)}
-	}
-	emulator, err := conn.ConnectGetVersion()
-	if err != nil {
-		return "", &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("the libvirt at %s has no emulator for %s: %w", p.opts.URI, machineArch, err),
-			Hint: "apt-get install " + emulatorPackage + ", then systemctl restart libvirtd"}
-	}
-	if _, _, err := emulatorUser(); err != nil {
-		return "", err
-	}
-	number := func(v uint64) string { return fmt.Sprintf("%d.%d.%d", v/1000000, v/1000%1000, v%1000) }
-	return fmt.Sprintf("libvirt %s at %s, QEMU %s", number(own), p.opts.URI, number(emulator)), nil
+	return nil
 }
 
 // checkRights refuses users who cannot have virtual machines.
@@ -140,33 +115,8 @@ func checkRights() error {
 	return nil
 }
 
-// Check implements sandbox.Provider: it leases one machine, seals it and runs a
-// command, since nothing less tells whether that works.
-func (p *Provider) Check(ctx context.Context) error {
-	env, err := p.Lease(ctx, sandbox.Spec{Owner: "doctor", Machines: []sandbox.MachineSpec{{
-		Name: "probe", CPUs: 1, Memory: 64 << 20, Disk: 16 << 20,
-		V4: netip.MustParseAddr("198.18.0.10"), V6: netip.MustParseAddr("fd62:6a::10"),
-	}}})
-	if err != nil {
-		return err
-	}
-	defer env.Release(context.WithoutCancel(ctx))
-	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
-		return err
-	}
-	proc, err := env.Machines()[0].Start(ctx, sandbox.Command{Argv: []string{"/bin/true"}, Unit: "probe"}, func(sandbox.Stream, []byte) {})
-	if err != nil {
-		return sandbox.AsError(err, sandbox.CodeLease)
-	}
-	exit, err := proc.Wait(ctx)
-	if err != nil {
-		return sandbox.AsError(err, sandbox.CodeLease)
-	}
-	if exit.Code != 0 {
-		return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("running /bin/true in a machine: exit code %d", exit.Code)}
-	}
-	return nil
-}
+// Check implements sandbox.Provider.
+func (p *Provider) Check(ctx context.Context) error { return sandbox.Try(ctx, p, sandbox.Policy{}) }
 
 // files is the folder of a lease's sockets and consoles.
 func (p *Provider) files(lease string) string { return filepath.Join(p.opts.State, "files", lease) }

@@ -39,7 +39,7 @@ func (p *Provider) Template(ctx context.Context, m sandbox.MachineSpec) (sandbox
 	if err := p.checkSpec(sandbox.Spec{Machines: []sandbox.MachineSpec{m}}); err != nil {
 		return sandbox.Template{}, err
 	}
-	kvm, known := p.Accelerated()
+	kvm := p.KVM().State
 	conn, err := connect(ctx, p.opts.URI)
 	if err != nil {
 		return sandbox.Template{}, err
@@ -61,12 +61,12 @@ func (p *Provider) Template(ctx context.Context, m sandbox.MachineSpec) (sandbox
 	if err != nil {
 		return sandbox.Template{}, err
 	}
-	origin := digest("template 1", agent, fmt.Sprint(own, emulator, kvm), p.opts.URI)
+	origin := digest("template 1", agent, fmt.Sprint(own, emulator, kvm == KVMWorks), p.opts.URI)
 	t := sandbox.Template{
 		Origin: origin, Machine: m,
 		About: fmt.Sprintf("%s, %d MiB, %d CPU", made.boot.About, m.Memory>>20, m.CPUs),
 	}
-	if known {
+	if kvm != KVMUnknown {
 		t.Key = digest(origin, made.boot.Digest, made.boot.Kernel, made.boot.Initramfs, made.boot.Disk.Path, strings.Join(made.layers, "\n"),
 			fmt.Sprint(made.cpus, made.memory, overhead), machineType)
 	}

@@ -145,16 +145,13 @@ func (e *environment) start(ctx context.Context) error {
 	theirs.Close()
 	go e.Run()
 	if _, err := e.Peer.Call(ctx, "setup", req, nil, slices.Concat(channels, doors)...); err != nil {
-		if s := e.stderr.String(); s != "" {
-			return fmt.Errorf("%w: %s", err, s)
-		}
-		return err
+		return e.withWords(err)
 	}
 	hub.CloseAll(channels)
 	channels = nil
 	for i, m := range e.machines {
 		if m.client, err = agent.NewClient(ctx, conns[i]); err != nil {
-			return fmt.Errorf("waiting for the agent of %s: %w", m.name, err)
+			return e.withWords(fmt.Errorf("waiting for the agent of %s: %w", m.name, err))
 		}
 		e.Agents = append(e.Agents, m.client)
 		for _, f := range contents[i] {
@@ -170,6 +167,18 @@ func (e *environment) start(ctx context.Context) error {
 		e.expire = time.AfterFunc(time.Until(e.spec.Deadline), func() { e.Release(context.Background()) })
 	}
 	return nil
+}
+
+// withWords adds to err what a hidden process has said before it ended: that is
+// in the pipe already, and a moment from here.
+func (e *environment) withWords(err error) error {
+	for deadline := time.Now().Add(200 * time.Millisecond); e.stderr.String() == "" && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if s := e.stderr.String(); s != "" {
+		return fmt.Errorf("%w: %s", err, s)
+	}
+	return err
 }
 
 // idBase returns the first of 65,536 ids of the host that no account has: a

@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,6 +47,7 @@ import (
 const (
 	gatewayCommand = "__gateway"
 	machineCommand = "__machine"
+	probeCommand   = "__probe"
 )
 
 // Main runs the hidden command that args (os.Args) ask for, and reports whether
@@ -62,6 +62,8 @@ func Main(args []string) (handled bool, err error) {
 		return true, gatewayMain(args)
 	case machineCommand:
 		return true, machineMain()
+	case probeCommand:
+		return true, probeMain(args[len(args)-1])
 	}
 	return false, nil
 }
@@ -131,33 +133,8 @@ func (p *Provider) Name() string { return "namespace" }
 // Ready implements sandbox.Provider: a lease says as soon what is missing.
 func (p *Provider) Ready(context.Context) error { return nil }
 
-// Check implements sandbox.Provider: it leases one machine, seals it and runs a
-// command, since nothing less tells whether that works.
-func (p *Provider) Check(ctx context.Context) error {
-	env, err := p.Lease(ctx, sandbox.Spec{Owner: "doctor", Machines: []sandbox.MachineSpec{{
-		Name: "probe", CPUs: 1, Memory: 64 << 20, Disk: 16 << 20,
-		V4: netip.MustParseAddr("198.18.0.10"), V6: netip.MustParseAddr("fd62:6a::10"),
-	}}})
-	if err != nil {
-		return err
-	}
-	defer env.Release(context.WithoutCancel(ctx))
-	if err := env.Seal(ctx, sandbox.Policy{}); err != nil {
-		return err
-	}
-	proc, err := env.Machines()[0].Start(ctx, sandbox.Command{Argv: []string{"/bin/true"}, Unit: "probe"}, func(sandbox.Stream, []byte) {})
-	if err != nil {
-		return sandbox.AsError(err, sandbox.CodeLease)
-	}
-	exit, err := proc.Wait(ctx)
-	if err != nil {
-		return sandbox.AsError(err, sandbox.CodeLease)
-	}
-	if exit.Code != 0 {
-		return &sandbox.Error{Code: sandbox.CodeLease, Err: fmt.Errorf("running /bin/true in a machine: exit code %d", exit.Code)}
-	}
-	return nil
-}
+// Check implements sandbox.Provider.
+func (p *Provider) Check(ctx context.Context) error { return sandbox.Try(ctx, p, sandbox.Policy{}) }
 
 // Reap implements sandbox.Provider.
 func (p *Provider) Reap(ctx context.Context) ([]string, error) {
@@ -170,7 +147,7 @@ func (p *Provider) prepare() {
 		p.cg = findHierarchies()
 		if !p.root {
 			p.cg = hierarchies{}
-			p.ids = findSubordinate()
+			p.ids, _ = findSubordinate()
 		}
 		p.etc, p.etcOK = hiddenEtc()
 		if p.root {
@@ -344,35 +321,69 @@ func explain(err error) error {
 		return err
 	}
 	e = &sandbox.Error{Code: sandbox.CodeLease, Err: err}
-	var errno syscall.Errno
-	errors.As(err, &errno)
 	text := err.Error()
+	switch {
+	case errors.Is(err, syscall.ENOSPC) && !strings.Contains(text, "fork/exec"):
+		e.Hint = "the disk is full: df -h says which; BJ_CACHE names another folder for tools and images"
+	case strings.Contains(text, "starting the gateway") || strings.Contains(text, "operation not permitted") || strings.Contains(text, "permission denied") || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.ENOSYS),
+		strings.Contains(text, "giving a cgroup") && errors.Is(err, syscall.EINVAL): // an id that is not mapped
+		return denied(err)
+	case strings.Contains(text, "mapping the ids of"):
+		e.Hint = "images keep their owners by mapped ids, which the file system of the cache does not have, as in most containers: name a folder on another one (BJ_CACHE), such as a volume, or run bj on the host"
+	case strings.Contains(text, "mounting memory over") && strings.Contains(text, "no such device"):
+		e.Hint = "modprobe overlay; where there is no such module, run a kernel that has it (CONFIG_OVERLAY_FS)"
+	case strings.Contains(text, "mounting memory over") && strings.Contains(text, "invalid argument"):
+		e.Hint = "run Linux 5.19 or later: older ones lay nothing over folders whose ids are mapped"
+	}
+	return e
+}
+
+// denied adds to an error of making or using namespaces why that is, and what
+// mends it.
+func denied(err error) error {
+	var e *sandbox.Error
+	if err == nil || errors.As(err, &e) {
+		return err
+	}
+	why, mend := whyDenied(err)
+	if why != "" {
+		err = fmt.Errorf("%s: %w", why, err)
+	}
+	return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: mend}
+}
+
+// whyDenied says why this user can make no namespaces, or has no rights there,
+// where that ended with err, and what mends it.
+func whyDenied(err error) (why, mend string) {
 	read := func(path string) string {
 		b, _ := os.ReadFile(path)
 		return strings.TrimSpace(string(b))
 	}
-	switch {
-	case strings.Contains(text, "starting the gateway") || strings.Contains(text, "operation not permitted") || strings.Contains(text, "permission denied"):
-		switch {
-		case read("/proc/sys/user/max_user_namespaces") == "0":
-			e.Hint = "user namespaces are off: sysctl -w user.max_user_namespaces=15000"
-		case read("/proc/sys/kernel/unprivileged_userns_clone") == "0" && os.Geteuid() != 0:
-			e.Hint = "user namespaces are for root only here: sysctl -w kernel.unprivileged_userns_clone=1, or run bj as root"
-		case read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" && os.Geteuid() != 0:
-			e.Hint = "AppArmor keeps user namespaces from ordinary users: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run bj as root"
-		case os.Geteuid() == 0 && strings.HasSuffix(read("/proc/self/uid_map"), " 1"):
-			e.Hint = "root is the only user that this user namespace has, as in Bazel's sandbox, and machines may not have the host's root: run bj outside of it, or as an ordinary user"
-		case os.Geteuid() == 0:
-			e.Hint = "root lacks a capability or a system call here, as in most containers: run bj on the host, or in a container with --privileged"
-		default:
-			e.Hint = "an ordinary user needs user namespaces; bj doctor says more"
+	limited := errors.Is(err, syscall.ENOSPC)
+	for _, kind := range []string{"user", "pid", "net", "mnt", "ipc", "uts"} {
+		if name := "max_" + kind + "_namespaces"; limited && read("/proc/sys/user/"+name) == "0" {
+			return kind + " namespaces are off", "sysctl -w user." + name + "=15000"
 		}
-	case strings.Contains(text, "mapping the ids of"):
-		e.Hint = "images keep their owners by mapped ids, which the file system of the cache does not have, as in most containers: name a folder on another one (BJ_CACHE), such as a volume, or run bj on the host"
-	case errno == syscall.ENOSPC:
-		e.Hint = "the kernel's limit of namespaces is reached: sysctl user.max_user_namespaces"
 	}
-	return e
+	_, missing := os.Lstat("/proc/self/ns/user")
+	root := os.Geteuid() == 0
+	switch {
+	case missing != nil:
+		return "this kernel has no user namespaces", "run one that has them (CONFIG_USER_NS)"
+	case limited:
+		return "the kernel's limit of namespaces is reached", "sysctl -a -r ^user.max_ lists the limits: raise that of the kind that there are many of"
+	case errors.Is(err, syscall.EAGAIN):
+		return "the limit of this user's processes is reached", "ulimit -u unlimited"
+	case !root && read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+		return "user namespaces are for root only here", "sysctl -w kernel.unprivileged_userns_clone=1, or run bj as root"
+	case !root && read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+		return "AppArmor keeps user namespaces from ordinary users", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run bj as root"
+	case !root:
+		return "", "an ordinary user needs user namespaces, which containers and chroots keep from it: run bj on the host, or as root"
+	case strings.HasSuffix(read("/proc/self/uid_map"), " 1"):
+		return "root is the only user that this user namespace has, as in Bazel's sandbox, and machines may not have the host's root", "run bj outside of it, or as an ordinary user"
+	}
+	return "", "root lacks a capability or a system call here, as in most containers: run bj on the host, or in a container with --privileged"
 }
 
 var _ sandbox.Provider = (*Provider)(nil)

@@ -229,6 +229,11 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 			return err
 		}
 	}
+	return mountOver(top, lower, upper, scratch, target)
+}
+
+// mountOver mounts upper over the lower folders, the first on top.
+func mountOver(top string, lower []string, upper, scratch, target string) error {
 	for i, l := range lower {
 		lower[i] = escapeLower(l)
 	}

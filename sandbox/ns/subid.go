@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"bj/sandbox"
 )
 
 // gatewayWaits is the gateway's argument where others write its id maps.
@@ -24,27 +26,34 @@ type subordinate struct {
 	uidProg, gidProg string
 }
 
-// findSubordinate returns the user's subordinate ids, or nil where there are
-// none, or no program that maps them.
-func findSubordinate() *subordinate {
-	s := &subordinate{}
-	var err error
-	if s.uidProg, err = exec.LookPath("newuidmap"); err != nil {
-		return nil
-	}
-	if s.gidProg, err = exec.LookPath("newgidmap"); err != nil {
-		return nil
-	}
+// findSubordinate returns the user's subordinate ids, or an error that says what
+// is missing: ids that are granted, or a program that maps them.
+func findSubordinate() (*subordinate, error) {
 	id := strconv.Itoa(os.Geteuid())
 	names := []string{id}
 	if u, err := user.LookupId(id); err == nil {
 		names = append(names, u.Username)
 	}
-	s.uids, s.gids = grant("/etc/subuid", names), grant("/etc/subgid", names)
-	if s.uids.Count == 0 || s.gids.Count == 0 {
-		return nil
+	name := names[len(names)-1]
+	s := &subordinate{}
+	for _, of := range []struct {
+		prog, file, flag string
+		path             *string
+		ids              *idRange
+	}{
+		{"newuidmap", "/etc/subuid", "--add-subuids", &s.uidProg, &s.uids},
+		{"newgidmap", "/etc/subgid", "--add-subgids", &s.gidProg, &s.gids},
+	} {
+		var err error
+		if *of.path, err = exec.LookPath(of.prog); err != nil {
+			return nil, &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("%s is not on PATH, which maps subordinate ids", of.prog), Hint: "apt-get install uidmap"}
+		}
+		if *of.ids = grant(of.file, names); of.ids.Count == 0 {
+			return nil, &sandbox.Error{Code: sandbox.CodeLimits, Err: fmt.Errorf("%s grants %s no subordinate ids", of.file, name),
+				Hint: fmt.Sprintf("usermod %s 100000-165535 %s", of.flag, name)}
+		}
 	}
-	return s
+	return s, nil
 }
 
 // grant returns the first range that a file grants to one of names.
