@@ -140,6 +140,9 @@ func (c *call) env(name string) map[string]string {
 		if err := fleet.CheckEnvName(string(key)); err != nil {
 			c.syntaxError(name, []any{string(key)}, "name", err)
 		}
+		if strings.ContainsRune(string(value), 0) { // which no variable can hold
+			c.errorf(name, []any{string(key)}, "script", "", "%s of %s contains a NUL byte", name, c.sig.name)
+		}
 		env[string(key)] = string(value)
 	}
 	return env

@@ -142,6 +142,9 @@ func secret(c *call) starlark.Value {
 		}
 		v.Source, v.Value = source, ""
 	}
+	if strings.ContainsRune(v.Value, 0) {
+		c.errorf("test", nil, "script", "", "test of secret contains a NUL byte")
+	}
 	v.Where = strings.TrimSpace(c.required("where"))
 	t.bad = c.bad
 	return t

@@ -194,6 +194,10 @@ func escape(s string) string {
 	return s
 }
 
+// Words writes text of others as one line of Markdown that says it and does
+// nothing else, also in a table.
+func Words(s string) string { return escape(strings.Join(strings.Fields(clean(s)), " ")) }
+
 // inline writes one line of words, in which `this` is code, as docstrings have it.
 func inline(s string) string {
 	parts := strings.Split(s, "`")

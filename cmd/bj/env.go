@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -8,9 +9,11 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
+	"bj/run/event"
 	terminalview "bj/run/term"
 )
 
@@ -36,7 +39,7 @@ func newEnv() *env {
 	}
 	return &env{
 		stdin:  os.Stdin,
-		stdout: &pipe{w: os.Stdout},
+		stdout: &pipe{w: os.Stdout, workflow: os.Getenv("GITHUB_ACTIONS") == "true"},
 		stderr: os.Stderr,
 		getenv: os.Getenv,
 		dir:    dir,
@@ -45,28 +48,72 @@ func newEnv() *env {
 
 // pipe is stdout. A reader that has gone away had all that it wanted: what is
 // written after that is dropped, and the command's exit code stays its own.
+//
+// What is written is words, of which some are others': they are made harmless
+// on the way. Drawn and exact are for what is not.
 type pipe struct {
-	w      io.Writer
-	closed atomic.Bool
-	gone   atomic.Pointer[func()]
+	w        io.Writer
+	workflow bool   // what reads it obeys the commands of a GitHub workflow
+	part     []byte // the beginning of a character whose end was not written yet
+	closed   atomic.Bool
+	gone     atomic.Pointer[func()]
 }
 
 // onClose has f called when the reader is found to have gone away.
 func (p *pipe) onClose(f func()) { p.gone.Store(&f) }
 
+// Write writes words.
 func (p *pipe) Write(b []byte) (int, error) {
-	if p.closed.Load() {
-		return len(b), nil
+	all := append(p.part, b...)
+	end := len(all)
+	for i := max(0, end-utf8.UTFMax); i < end; i++ {
+		if utf8.RuneStart(all[i]) && !utf8.FullRune(all[i:]) {
+			end = i
+		}
 	}
-	n, err := p.w.Write(b)
+	p.part = bytes.Clone(all[end:])
+	return len(b), p.write([]byte(event.Clean(string(all[:end]))), p.workflow)
+}
+
+// drawn is for text that was made harmless already, and that has colours.
+func (p *pipe) drawn() io.Writer { return &pen{p, p.workflow} }
+
+// exact is for what must come through as it is.
+func (p *pipe) exact() io.Writer { return &pen{p, false} }
+
+// pen is another way to write to a pipe.
+type pen struct {
+	*pipe
+	workflow bool
+}
+
+func (p *pen) Write(b []byte) (int, error) { return len(b), p.pipe.write(b, p.workflow) }
+
+func (p *pipe) write(b []byte, workflow bool) error {
+	if p.closed.Load() {
+		return nil
+	}
+	if workflow {
+		b = []byte(disobey(string(b)))
+	}
+	_, err := p.w.Write(b)
 	if errors.Is(err, syscall.EPIPE) {
 		p.closed.Store(true)
 		if f := p.gone.Load(); f != nil {
 			(*f)()
 		}
-		return len(b), nil
+		return nil
 	}
-	return n, err
+	return err
+}
+
+// clean makes words harmless that go to stderr.
+func (e *env) clean(s string) string {
+	s = event.Clean(s)
+	if e.stdout.workflow {
+		s = disobey(s)
+	}
+	return s
 }
 
 // cacheDir is where what can be made again is kept: $BJ_CACHE, else bj in the
@@ -133,7 +180,10 @@ func terminal(w io.Writer) bool { return screenOf(w) != nil }
 
 // screenOf returns the terminal that w is; nil if it is none.
 func screenOf(w io.Writer) *os.File {
-	if p, ok := w.(*pipe); ok {
+	switch p := w.(type) {
+	case *pipe:
+		w = p.w
+	case *pen:
 		w = p.w
 	}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -162,7 +212,7 @@ func (e *env) say(text string) {
 		t.Say("bj: " + text)
 		return
 	}
-	fmt.Fprintln(e.stderr, "bj: "+text)
+	fmt.Fprintln(e.stderr, "bj: "+e.clean(text))
 }
 
 // animated reports whether w is a terminal that lines may be drawn again on.

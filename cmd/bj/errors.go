@@ -96,9 +96,9 @@ func (e *env) report(err error) int {
 	case hint == "" && errors.As(err, &fault):
 		hint = fault.Hint
 	}
-	fmt.Fprintf(e.stderr, "bj: error: %s\n", indent(err.Error(), 4))
+	fmt.Fprintf(e.stderr, "bj: error: %s\n", indent(e.clean(err.Error()), 4))
 	if hint != "" {
-		fmt.Fprintf(e.stderr, "bj: hint: %s\n", indent(hint, 4))
+		fmt.Fprintf(e.stderr, "bj: hint: %s\n", indent(e.clean(hint), 4))
 	}
 	return code
 }
@@ -106,7 +106,7 @@ func (e *env) report(err error) int {
 // diagnose prints mistakes of files, each on lines of its own.
 func (e *env) diagnose(l diag.List) {
 	for _, d := range l {
-		fmt.Fprintln(e.stderr, d.String())
+		fmt.Fprintln(e.stderr, e.clean(d.String()))
 	}
 }
 

@@ -96,7 +96,7 @@ func formatStdin(e *env, check bool) error {
 		}
 		return nil
 	}
-	if _, err := e.stdout.Write(out); err != nil {
+	if _, err := e.stdout.exact().Write(out); err != nil {
 		return fmt.Errorf("writing: %w", err)
 	}
 	return nil

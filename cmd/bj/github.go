@@ -6,15 +6,23 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 
 	"bj/run/event"
+	"bj/runbook"
 )
 
 // maxAnnotations is how many GitHub shows of a step, less the one that counts
 // the rest: further ones are dropped without a word.
 const maxAnnotations = 9
+
+// maxCell bounds what the summary says of a recipe, in bytes.
+const maxCell = 500
+
+// maxAnnotation bounds one annotation, in bytes; GitHub cuts at 4096.
+const maxAnnotation = 4000
 
 // annotations is a fold over events that tells GitHub's workflow what did not
 // recover: as annotations of the recipes' files, and as the step's summary.
@@ -36,8 +44,7 @@ func (a *annotations) Event(e event.Event) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	first, _, _ := strings.Cut(e.Verdict.Reason, "\n")
-	cell := strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", " ").Replace
-	a.rows = append(a.rows, fmt.Sprintf("| %s | `%s` | %s |", e.Verdict.Verdict, e.Recipe, cell(first)))
+	a.rows = append(a.rows, fmt.Sprintf("| %s | `%s` | %s |", e.Verdict.Verdict, e.Recipe, runbook.Words(shorten(first, maxCell))))
 	if e.Verdict.Verdict == event.Recovered {
 		return
 	}
@@ -45,7 +52,7 @@ func (a *annotations) Event(e event.Event) {
 		return
 	}
 	file, line := a.place(e.Recipe)
-	fmt.Fprintf(a.out, "::error file=%s,line=%d,title=%s::%s\n", property(file), line, property(e.Verdict.Verdict+" "+e.Recipe), data(e.Verdict.Reason))
+	fmt.Fprintf(a.out, "::error file=%s,line=%d,title=%s::%s\n", property(file), line, property(e.Verdict.Verdict+" "+e.Recipe), data(shorten(e.Verdict.Reason, maxAnnotation)))
 }
 
 // close counts what was not shown, and writes the summary.
@@ -89,9 +96,40 @@ func (e *env) inRepository(root, file string) string {
 
 // data escapes the text of a workflow's command, and property a property of it.
 func data(s string) string {
-	return strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A").Replace(s)
+	return strings.NewReplacer("%", "%25", "\n", "%0A").Replace(event.Clean(s))
 }
 
 func property(s string) string {
 	return strings.NewReplacer(":", "%3A", ",", "%2C").Replace(data(s))
+}
+
+// shorten returns the beginning of s, of at most n bytes in whole characters.
+func shorten(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + "…"
+}
+
+// obeyed is what a runner of GitHub takes for a command, wherever it came from:
+// two colons that begin a line, or an older form anywhere.
+var obeyed = regexp.MustCompile(`(?m)^([ \t]*)::|##\[`)
+
+// disobey spells the beginnings of a workflow's commands otherwise: what a
+// program has printed commands nothing.
+func disobey(s string) string {
+	return obeyed.ReplaceAllStringFunc(s, func(m string) string {
+		if m == "##[" {
+			return `#\u0023[`
+		}
+		return strings.TrimSuffix(m, "::") + `\u003a:`
+	})
+}
+
+// disobedient writes to what a runner reads.
+type disobedient struct{ w io.Writer }
+
+func (d disobedient) Write(b []byte) (int, error) {
+	_, err := io.WriteString(d.w, disobey(string(b)))
+	return len(b), err
 }

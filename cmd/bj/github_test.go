@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -43,6 +44,7 @@ func TestAnnotations(t *testing.T) {
 	for i := range 12 {
 		verdict(fmt.Sprintf("//a:r%d", i), event.NotRecovered, "100% of\nit | that")
 	}
+	verdict("//a:hostile", event.NotRecovered, "![x](http://192.0.2.1/) | <b>\u202e\x1b[31m"+strings.Repeat("x", 5000))
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +55,14 @@ func TestAnnotations(t *testing.T) {
 	if want := "::error file=a%2Cb.star,line=7,title=not recovered //a%3Ar0::100%25 of%0Ait | that"; lines[0] != want {
 		t.Errorf("got %s\nwant %s", lines[0], want)
 	}
-	if want := "::error title=bj::3 more did not recover: the log and the step's summary name them"; lines[9] != want {
+	if want := "::error title=bj::4 more did not recover: the log and the step's summary name them"; lines[9] != want {
 		t.Errorf("got %s\nwant %s", lines[9], want)
 	}
 	text, err := os.ReadFile(a.summary)
-	if err != nil || strings.Count(string(text), "\n") != 15 || !strings.Contains(string(text), "| recovered | `//a:fine` |  |") {
+	if err != nil || strings.Count(string(text), "\n") != 16 || !strings.Contains(string(text), "| recovered | `//a:fine` |  |") {
 		t.Errorf("summary %v:\n%s", err, text)
+	}
+	if row := regexp.MustCompile("(?m)^.*hostile.*$").FindString(string(text)); len(row) > 700 || !strings.Contains(row, `\!\[x\](http://192.0.2.1/) \| \<b\>`) || strings.ContainsAny(row, "\u202e\x1b") {
+		t.Errorf("summary: %q", row)
 	}
 }

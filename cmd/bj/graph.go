@@ -293,7 +293,7 @@ func (f *graphFlags) build(e *env, l *loaded, services map[string]bool) (*graph.
 		o.Results = func(label string) []event.Record {
 			records, err := event.Records(dir, label)
 			if err != nil {
-				fmt.Fprintf(e.stderr, "bj: warning: %v\n", err)
+				e.say("warning: " + err.Error())
 			}
 			return records
 		}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -103,8 +102,8 @@ func printHistory(out io.Writer, runs []pastRun) error {
 			state = "changed since"
 		}
 		reason, _, _ := strings.Cut(x.Reason, "\n")
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", x.Start.Format("2006-01-02 15:04:05Z"), x.Verdict,
-			fleet.FormatDuration(time.Duration(x.Seconds*float64(time.Second)).Round(100*time.Millisecond)), printable(x.Version), cmp.Or(printable(shortRevision(x.Revision)), "-"), state, printable(reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", x.Start.Format("2006-01-02 15:04:05Z"), oneLine(x.Verdict),
+			fleet.FormatDuration(time.Duration(x.Seconds*float64(time.Second)).Round(100*time.Millisecond)), oneLine(x.Version), cmp.Or(oneLine(shortRevision(x.Revision)), "-"), state, oneLine(reason))
 	}
 	return w.Flush()
 }
@@ -115,14 +114,4 @@ func shortRevision(rev string) string {
 		return rev
 	}
 	return rev[:12] + rev[len(strings.TrimSuffix(rev, "+")):]
-}
-
-// printable is text of a record in one line, without what a terminal would obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '\uFFFD'
-		}
-		return r
-	}, oneLine(s))
 }

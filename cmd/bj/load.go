@@ -124,4 +124,4 @@ func readSaved(ws *lang.Workspace, file string) (*graph.Saved, error) {
 }
 
 // print shows what a file prints.
-func (e *env) print(pos diag.Pos, text string) { fmt.Fprintf(e.stderr, "%s: %s\n", pos, text) }
+func (e *env) print(pos diag.Pos, text string) { fmt.Fprintf(e.stderr, "%s: %s\n", pos, e.clean(text)) }

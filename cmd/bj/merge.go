@@ -67,7 +67,7 @@ func runMerge(ctx context.Context, e *env, args []string, junitFile, results str
 		return err
 	}
 	for _, words := range m.said {
-		fmt.Fprintln(e.stderr, "bj: "+words)
+		e.say(words)
 	}
 	report := &junit.Report{}
 	for _, label := range slices.Sorted(maps.Keys(m.runs)) {

@@ -60,11 +60,15 @@ func (f *testFlags) outputs(ctx context.Context, e *env, l *loaded, results, san
 	}
 
 	if f.json {
-		w := event.NewWriter(e.stdout)
+		w := event.NewWriter(e.stdout.drawn())
 		add(w.Event, w.Err)
 	} else {
+		progress := e.stderr
+		if e.stdout.workflow {
+			progress = disobedient{progress}
+		}
 		t := terminalview.New(terminalview.Options{
-			Out: e.stdout, Err: e.stderr, Live: e.animated(e.stderr), Color: e.colored(e.stdout),
+			Out: e.stdout.drawn(), Err: progress, Live: e.animated(e.stderr), Color: e.colored(e.stdout),
 			Width: func() int { return width(os.Stderr) },
 			Steps: func(label string) int {
 				r := l.fleet.Recipe(label)

@@ -315,10 +315,10 @@ func (p *parer) try(ctx context.Context, set []int) (pare.Outcome, []event.Block
 func (p *parer) say(tried int) {
 	text := fmt.Sprintf("run %d: with %s; %d left to judge", len(p.state.Runs)+1, plural(tried, "condition"), p.progress.Left)
 	if p.live {
-		fmt.Fprintf(p.e.stderr, "\r\x1b[K%s  %s", terminalview.Seconds(time.Since(p.start).Seconds()), text)
+		fmt.Fprintf(p.e.stderr, "\r\x1b[K%s  %s", terminalview.Seconds(time.Since(p.start).Seconds()), p.e.clean(text))
 		return
 	}
-	fmt.Fprintf(p.e.stderr, "bj: %s\n", text)
+	p.e.say(text)
 }
 
 // report prints what was found, and the change.
@@ -407,7 +407,11 @@ func (p *parer) change(r *pare.Result) error {
 			continue
 		}
 		if !p.flags.write {
-			if _, err := p.e.stdout.Write(diff.Diff("a/"+file, src, "b/"+file, after)); err != nil {
+			out := p.e.stdout.exact() // for patch
+			if terminal(out) {
+				out = p.e.stdout
+			}
+			if _, err := out.Write(diff.Diff("a/"+file, src, "b/"+file, after)); err != nil {
 				return fmt.Errorf("writing the change: %w", err)
 			}
 			continue
@@ -418,7 +422,7 @@ func (p *parer) change(r *pare.Result) error {
 		fmt.Fprintf(p.e.stderr, "bj: changed %s\n", file)
 	}
 	for _, text := range by {
-		fmt.Fprintf(p.e.stderr, "bj: to be changed by hand: %s\n", text)
+		p.e.say("to be changed by hand: " + text)
 	}
 	return nil
 }

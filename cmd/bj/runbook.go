@@ -123,7 +123,7 @@ func (e *env) page(ctx context.Context, text []byte) error {
 		}
 	}
 	if !terminal(e.stdout) || pager == "" || pager == "cat" || e.getenv("TERM") == "dumb" {
-		_, err := e.stdout.Write(text)
+		_, err := e.stdout.drawn().Write(text)
 		return err
 	}
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", pager)
@@ -137,7 +137,7 @@ func (e *env) page(ctx context.Context, text []byte) error {
 	if errors.As(err, &exit) && exit.ExitCode() != 127 || err == nil {
 		return nil // it was left, with or without reading to the end
 	}
-	_, err = e.stdout.Write(text) // there is no pager
+	_, err = e.stdout.drawn().Write(text) // there is no pager
 	return err
 }
 
@@ -152,7 +152,7 @@ func recordsOf(e *env, l *loaded, flag string) (func(label string) []event.Recor
 		return func(label string) []event.Record {
 			records, err := event.Records(dir, label)
 			if err != nil {
-				fmt.Fprintf(e.stderr, "bj: warning: %v\n", err)
+				e.say("warning: " + err.Error())
 			}
 			return records
 		}, nil

@@ -130,7 +130,7 @@ type seat struct {
 // sit returns the seat of this process. Leave gives the terminal back; it may be
 // called more than once.
 func (e *env) sit() (s *seat, leave func(), err error) {
-	s = &seat{stdin: e.stdin, stdout: e.stdout, stderr: e.stderr}
+	s = &seat{stdin: e.stdin, stdout: e.stdout.exact(), stderr: e.stderr}
 	in, ok := e.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) || !terminal(e.stdout) {
 		return s, func() {}, nil
@@ -287,7 +287,7 @@ func (v *shellVoice) event(x event.Event) {
 	}
 	switch x.Event {
 	case event.Build, event.Note:
-		fmt.Fprintf(v.w, "bj: %s\n", terminalview.Clean(x.Text))
+		fmt.Fprintf(v.w, "bj: %s\n", event.Clean(x.Text))
 	case event.StepStarted:
 		fmt.Fprintf(v.w, "bj: %s: %s\n", x.Machine, x.Step)
 	}
@@ -302,6 +302,6 @@ func (v *shellVoice) blocked() {
 			fmt.Fprintf(v.w, "bj: and %d more\n", len(v.seen)-i)
 			return
 		}
-		fmt.Fprintf(v.w, "bj: blocked: %s\n", terminalview.Clean(line))
+		fmt.Fprintf(v.w, "bj: blocked: %s\n", event.Clean(line))
 	}
 }

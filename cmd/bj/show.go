@@ -12,6 +12,7 @@ import (
 
 	"bj/fleet"
 	"bj/run"
+	"bj/run/event"
 )
 
 // recipeSchema names the format of bj show --json.
@@ -228,8 +229,8 @@ func on(machines []string) string {
 	return ", on " + strings.Join(machines, " ")
 }
 
-// oneLine keeps text in its line of a table.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine keeps text in its line and cell of a table.
+func oneLine(s string) string { return strings.Join(strings.Fields(event.Clean(s)), " ") }
 
 // ports lists ranges of ports as recipes write them.
 func ports(all []fleet.Ports) string {

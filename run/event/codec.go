@@ -132,7 +132,8 @@ func Marshal(e Event) ([]byte, error) {
 	return append(append(head[:len(head)-1], ','), tail[1:]...), nil
 }
 
-// encode is json.Marshal for people, who want to read < and & as they are.
+// encode is json.Marshal for people, who want to read < and & as they are, and
+// nothing that their terminal would obey.
 func encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -140,7 +141,7 @@ func encode(v any) ([]byte, error) {
 	if err := enc.Encode(v); err != nil {
 		return nil, err
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+	return []byte(Clean(strings.TrimSuffix(b.String(), "\n"))), nil
 }
 
 // UnmarshalJSON reads what MarshalJSON writes, and ignores fields that it does

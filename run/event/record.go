@@ -230,7 +230,7 @@ func (x *Record) Write(dir string) error {
 	for n := 0; ; n++ {
 		path := filepath.Join(dir, fmt.Sprintf("%s-%d-%d.json", x.Start.UTC().Format("20060102T150405.000Z"), os.Getpid(), n))
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			return WriteFile(path, append(data, '\n'))
+			return WriteFile(path, []byte(Clean(string(data))+"\n"))
 		}
 	}
 }

@@ -142,7 +142,7 @@ func (r *Report) begin(e event.Event) *testCase {
 		c.Name = fmt.Sprintf("%s (run %d)", name, n)
 	}
 	if r.File != nil {
-		c.File = r.File(e.Recipe)
+		c.File = printable(r.File(e.Recipe))
 	}
 	r.open[e.Recipe] = c
 	r.cases = append(r.cases, c)
@@ -193,15 +193,14 @@ func (c *testCase) judge(e event.Event) {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
 
-// printable replaces what XML 1.0 cannot hold.
+// printable makes text harmless, and replaces what XML 1.0 cannot hold.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t', r == '\n', r == '\r', r >= 0x20 && r <= 0xd7ff, r >= 0xe000 && r <= 0xfffd, r >= 0x10000:
-			return r
+		if r == 0xfffe || r == 0xffff {
+			return '\uFFFD'
 		}
-		return '\uFFFD'
-	}, strings.ToValidUTF8(s, "\uFFFD"))
+		return r
+	}, event.Clean(s))
 }
 
 // Write writes the report. A recipe without a verdict is an error: the run was

@@ -35,7 +35,7 @@ func TestReport(t *testing.T) {
 	tell(event.Event{Event: event.Lease, Recipe: a})
 	tell(event.Event{Event: event.Lease, Recipe: b})
 	tell(event.Event{Event: event.StepStarted, Recipe: a, Machine: "m", Step: "go <&>"})
-	tell(event.Event{Event: event.OutputWritten, Recipe: a, Machine: "m", Step: "go", Text: "\x1b[31mred\x00 ]]> <b> no newline"})
+	tell(event.Event{Event: event.OutputWritten, Recipe: a, Machine: "m", Step: "go", Text: "\x1b[31mred\x00 ]]> <b> \u202e\u009b31m\xff\ufffe no newline"})
 	tell(event.Event{Event: event.StepStarted, Recipe: a, Machine: "m", Step: "serve", Supplier: b})
 	tell(event.Event{Event: event.Note, Recipe: a, Text: "by hand"})
 	tell(event.Event{Event: event.FaultDone, Recipe: a, Machine: "m", Step: "loss"})
@@ -69,6 +69,9 @@ func TestReport(t *testing.T) {
 	var back suites
 	if err := xml.Unmarshal(out.Bytes(), &back); err != nil {
 		t.Fatal(err)
+	}
+	if i := strings.IndexFunc(out.String(), event.Harmful); i >= 0 {
+		t.Errorf("the report has %q", out.String()[i:i+1])
 	}
 	names := map[string]bool{}
 	for _, c := range back.Suite.Cases {

@@ -1,7 +1,6 @@
 // Package term shows a run to a person: a fold over events.
 //
 //	Terminal   takes events; results go to Out, progress to Err
-//	Clean      makes text from programs harmless for a terminal
 //
 // On a terminal there is a live line for each running recipe, with finished ones
 // above it; elsewhere a plain line for each event that matters.
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"bj/run/event"
@@ -103,7 +101,7 @@ func (t *Terminal) Close() {
 func (t *Terminal) Say(line string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.redraw(func() { fmt.Fprintln(t.o.Err, Clean(line)) }, time.Now())
+	t.redraw(func() { fmt.Fprintln(t.o.Err, event.Clean(line)) }, time.Now())
 }
 
 // Event takes one event; it is an event.Sink.
@@ -234,7 +232,7 @@ func line(e event.Event) string {
 		took = " (" + Seconds(*e.Seconds) + ")"
 	}
 	say := func(format string, args ...any) string {
-		return Clean(who + ": " + fmt.Sprintf(format, args...))
+		return event.Clean(who + ": " + fmt.Sprintf(format, args...))
 	}
 	switch e.Event {
 	case event.Note:
@@ -304,9 +302,9 @@ func (t *Terminal) result(p *progress, e event.Event) string {
 		head += " (" + *v.Code + ")"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %s  %s\n", t.paint(color, head), Clean(e.Recipe), Seconds(e.Time.Sub(p.start).Seconds()))
+	fmt.Fprintf(&b, "%s  %s  %s\n", t.paint(color, head), event.Clean(e.Recipe), Seconds(e.Time.Sub(p.start).Seconds()))
 	indent := func(text string) {
-		for l := range strings.SplitSeq(Clean(text), "\n") {
+		for l := range strings.SplitSeq(event.Clean(text), "\n") {
 			b.WriteString("  " + l + "\n")
 		}
 	}
@@ -448,44 +446,9 @@ func (t *Terminal) live(p *progress, now time.Time, width int) string {
 	if p.blocked > 0 {
 		text = fmt.Sprintf("%s  %d blocked  %s", Seconds(max(0, now.Sub(p.start).Seconds())), p.blocked, what)
 	}
-	text = strings.ReplaceAll(Clean(p.label+"  "+text), "\n", " ")
+	text = strings.ReplaceAll(event.Clean(p.label+"  "+text), "\n", " ")
 	if utf8.RuneCountInString(text) >= width {
 		text = string([]rune(text)[:max(0, width-2)]) + "…"
 	}
 	return text
-}
-
-// Clean makes text that programs wrote harmless for a terminal: control
-// characters other than newline and tab, and those that reorder text, are
-// shown as \x1b or \u202e; what is not UTF-8 becomes U+FFFD.
-func Clean(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\r\n", "\n")
-	if !strings.ContainsFunc(s, harmful) {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		switch {
-		case !harmful(r):
-			b.WriteRune(r)
-		case r < 0x100:
-			fmt.Fprintf(&b, `\x%02x`, r)
-		default:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		}
-	}
-	return b.String()
-}
-
-// harmful reports whether a terminal would do something else with r than show it.
-func harmful(r rune) bool {
-	switch {
-	case r == '\n', r == '\t':
-		return false
-	case unicode.IsControl(r):
-		return true
-	case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0x200e, r == 0x200f, r == 0x061c, r == 0x2028, r == 0x2029:
-		return true
-	}
-	return false
 }

@@ -192,17 +192,3 @@ func TestSeconds(t *testing.T) {
 		}
 	}
 }
-
-func FuzzClean(f *testing.F) {
-	f.Add("a\x1b[31m\u202e\xff\r\n\t\u2028\u009b")
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, r := range Clean(s) {
-			if harmful(r) {
-				t.Errorf("%q is in what is left of %q", r, s)
-			}
-		}
-		if c := Clean(s); Clean(c) != c {
-			t.Errorf("%q is cleaned twice", s)
-		}
-	})
-}
