@@ -279,18 +279,33 @@ func pageNoScript(t *testing.T, browser context.Context, g *Graph) {
 	defer close()
 	ctx, cancel := context.WithTimeout(ctx, pageDeadline)
 	defer cancel()
-	var text string
-	if err := chromedp.Run(ctx, emulation.SetScriptExecutionDisabled(true), chromedp.Navigate("file://"+file), chromedp.Text("body", &text, chromedp.ByQuery)); err != nil {
+	if err := chromedp.Run(ctx, emulation.SetScriptExecutionDisabled(true), chromedp.Navigate("file://"+file)); err != nil {
 		t.Fatal(err)
 	}
+	wanted := []string{"r/secrets/r.star:", "Blocking, 2 services", "stuck", "The table has 10 services of 10."}
 	for i := range g.services {
-		if !strings.Contains(text, g.services[i].Name) {
-			t.Errorf("without script, %s cannot be seen", g.services[i].Name)
-		}
+		wanted = append(wanted, g.services[i].Name)
 	}
-	for _, want := range []string{"r/secrets/r.star:", "Blocking, 2 services", "stuck", "The table has 10 services of 10."} {
-		if !strings.Contains(text, want) {
-			t.Errorf("without script, %q cannot be seen", want)
+	var text string
+	missing := func() (all []string) {
+		for _, want := range wanted {
+			if !strings.Contains(text, want) {
+				all = append(all, want)
+			}
+		}
+		return all
+	}
+	// A page may be read while the browser still lays it out.
+	for deadline := time.Now().Add(pageDeadline / 2); ; time.Sleep(50 * time.Millisecond) {
+		if err := chromedp.Run(ctx, chromedp.Text("body", &text, chromedp.ByQuery)); err != nil {
+			t.Fatal(err)
+		}
+		if len(missing()) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("without script, %q cannot be seen", missing())
+			break
 		}
 	}
 	for _, not := range []string{"Zoom", "A click", "Outage"} {

@@ -15,9 +15,13 @@ import (
 
 	"bj/sandbox"
 	"bj/sandbox/image"
+	"bj/sandbox/sandboxtest"
 )
 
 func TestMain(m *testing.M) {
+	if sandboxtest.Main(os.Args) {
+		return
+	}
 	if handled, err := Main(os.Args); handled {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bj: error:", err)
@@ -131,15 +135,20 @@ func provider(t testing.TB) *Provider {
 		}
 		os.Setenv(agentEnv, agent)
 	})
-	cache := os.Getenv("BJ_CACHE")
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cache = filepath.Join(dir, "bj")
+	return New(Options{Agent: os.Getenv(agentEnv), Images: &image.Store{Dir: filepath.Join(cacheDir(t), "tools"), Virtual: true}, Notice: func(s string) { fmt.Fprintln(os.Stderr, s) }})
+}
+
+// cacheDir is bj's, which the tests share with it: images take long.
+func cacheDir(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("BJ_CACHE"); dir != "" {
+		return dir
 	}
-	return New(Options{Agent: os.Getenv(agentEnv), Images: &image.Store{Dir: filepath.Join(cache, "tools"), Virtual: true}, Notice: func(s string) { fmt.Fprintln(os.Stderr, s) }})
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "bj")
 }
 
 // warm returns what leases n machines of spec from the template.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	govirt "github.com/digitalocean/go-libvirt"
+	"github.com/digitalocean/go-libvirt/socket/dialers"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -49,7 +50,12 @@ func connect(ctx context.Context, uri string) (*govirt.Libvirt, error) {
 	}
 	done := make(chan made, 1)
 	go func() {
-		l, err := govirt.ConnectToURI(u)
+		var options []dialers.LocalOption
+		if path := u.Query().Get("socket"); path != "" {
+			options = append(options, dialers.WithSocket(path))
+		}
+		l := govirt.NewWithDialer(localDialer{dialers.NewLocal(options...)})
+		err := l.ConnectToURI(govirt.RemoteURI(u))
 		done <- made{l, err}
 	}()
 	given := ctx
@@ -87,6 +93,29 @@ func connect(ctx context.Context, uri string) (*govirt.Libvirt, error) {
 		e.Hint = "virsh -c " + uri + " version says more"
 	}
 	return nil, e
+}
+
+// localDialer makes connections that close themselves when the other side has
+// closed them: go-libvirt's Disconnect closes only what libvirtd has not yet, and
+// would leave a descriptor.
+type localDialer struct{ *dialers.Local }
+
+func (d localDialer) Dial() (net.Conn, error) {
+	c, err := d.Local.Dial()
+	if err != nil {
+		return nil, err
+	}
+	return &closing{Conn: c}, nil
+}
+
+type closing struct{ net.Conn }
+
+func (c *closing) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, io.EOF) {
+		c.Conn.Close()
+	}
+	return n, err
 }
 
 // emulatorUser returns the ids that QEMU runs under: not root's.

@@ -1,15 +1,10 @@
 package ns
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
-	"strconv"
+	"path/filepath"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"bj/sandbox"
 	"bj/sandbox/sandboxtest"
@@ -30,100 +25,23 @@ func TestConformance(t *testing.T) {
 		}
 		return New(Options{State: state})
 	}, sandboxtest.Options{
-		State: func(p sandbox.Provider) string { return p.(*Provider).opts.State },
+		Left: func(t testing.TB, p sandbox.Provider) []string {
+			left, err := filepath.Glob(filepath.Join(p.(*Provider).opts.State, "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return left
+		},
 		Kill: func(t testing.TB, env sandbox.Environment) {
 			if err := env.(*environment).cmd.Process.Kill(); err != nil {
 				t.Error(err)
 			}
 		},
-		Outside: watchWitness,
-		Holes: map[string]func(testing.TB, sandbox.Environment){
-			"the hub without rules": func(t testing.TB, env sandbox.Environment) {
-				inside(t, gatewayPID(env), "nft", "flush", "ruleset")
-			},
-			"the hub without judgement": func(t testing.TB, env sandbox.Environment) {
-				for _, chain := range []string{"arrive", "decide", "pass"} {
-					inside(t, gatewayPID(env), "nft", "insert", "rule", "inet", "bj_hub", chain, "accept")
-				}
-			},
-			"UDP to a neighbour": func(t testing.TB, env sandbox.Environment) {
-				for _, chain := range []string{"decide", "pass"} {
-					inside(t, gatewayPID(env), "nft", "insert", "rule", "inet", "bj_hub", chain, "ip", "daddr", "198.18.0.11", "meta", "l4proto", "udp", "accept")
-				}
-			},
+		Outside: func(t testing.TB, env sandbox.Environment) *os.File {
+			return sandboxtest.Witness(t, gatewayPID(env), hub.WitnessOut)
 		},
+		Holes: sandboxtest.Holes(gatewayPID),
 	})
 }
 
 func gatewayPID(env sandbox.Environment) int { return env.(*environment).cmd.Process.Pid }
-
-func namespaces(pid int) []string {
-	args := []string{"-t", strconv.Itoa(pid), "-n"}
-	if os.Geteuid() != 0 {
-		args = append(args, "-U", "--preserve-credentials")
-	}
-	return append(args, "--")
-}
-
-// inside runs a program in the network namespace of a process, as its owner.
-func inside(t testing.TB, pid int, args ...string) {
-	t.Helper()
-	out, err := exec.Command("nsenter", append(namespaces(pid), args...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %v: %s", args, err, out)
-	}
-}
-
-// watchWitness returns a packet socket on the far end of the hub's witness link.
-func watchWitness(t testing.TB, env sandbox.Environment) *os.File {
-	if os.Geteuid() != 0 {
-		return nil // the canaries' counter of the same link has to do
-	}
-	type made struct {
-		fd  int
-		err error
-	}
-	done := make(chan made)
-	var enter func()
-	enter = func() {
-		runtime.LockOSThread() // and never unlock: the thread ends
-		if unix.Gettid() == unix.Getpid() {
-			// But the first thread does not, and stands for the process.
-			go enter()
-			return
-		}
-		fd, err := func() (int, error) {
-			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", gatewayPID(env)))
-			if err != nil {
-				return 0, err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return 0, err
-			}
-			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0x0300)
-			if err != nil {
-				return 0, err
-			}
-			index, err := func() (int, error) {
-				ifr, err := unix.NewIfreq(hub.WitnessOut)
-				if err != nil {
-					return 0, err
-				}
-				err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr)
-				return int(ifr.Uint32()), err
-			}()
-			if err == nil {
-				err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: index})
-			}
-			return fd, errors.Join(err)
-		}()
-		done <- made{fd, err}
-	}
-	go enter()
-	m := <-done
-	if m.err != nil {
-		t.Fatalf("watching the witness link: %v", m.err)
-	}
-	return os.NewFile(uintptr(m.fd), "witness")
-}

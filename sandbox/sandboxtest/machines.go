@@ -163,7 +163,8 @@ func testHidden(t *testing.T, s *suite) {
 		t.Errorf("the host's environment is inside:\n%s", out)
 	}
 	// Processes: the first one, and those of the command itself.
-	if out := must(t, m, "for p in /proc/[0-9]*; do read c < $p/comm && echo ${p#/proc/} $c; done 2>/dev/null"); strings.Count(out, "\n") > 3 {
+	// (Those of a kernel itself have no arguments.)
+	if out := must(t, m, "for p in /proc/[0-9]*; do [ -z \"$(tr -d '\\0' < $p/cmdline)\" ] || { read c < $p/comm && echo ${p#/proc/} $c; }; done 2>/dev/null; true"); strings.Count(out, "\n") > 3 {
 		t.Errorf("more processes than there should be:\n%s", out)
 	}
 	if out := must(t, m, "cat /proc/mounts /proc/self/mountinfo"); strings.Contains(out, s.token) || strings.Contains(out, "/tests") {
@@ -182,7 +183,7 @@ func testHidden(t *testing.T, s *suite) {
 			t.Errorf("the host's socket %s was reached", network)
 		}
 	}
-	if out, _ := sh(t, m, "dmesg 2>&1 | head -3"); strings.Contains(out, "[") {
+	if out, _ := sh(t, m, "dmesg 2>&1 | head -3"); !s.opts.Virtual && strings.Contains(out, "[") {
 		t.Errorf("the kernel's log can be read: %s", out)
 	}
 	if out := must(t, m, "cat /proc/self/cgroup"); strings.Contains(out, "bj-") {
@@ -206,6 +207,9 @@ func testEtc(t *testing.T, s *suite) {
 		}
 	}
 	must(t, m, "ls -d /etc/ssl/certs > /dev/null || ! test -d /usr/share/ca-certificates")
+	if s.opts.Image != nil {
+		return // its own, as its packages left it
+	}
 	if out := must(t, m, "find /etc -type f ! -perm -004 ! -name shadow ! -name gshadow | head"); out != "" {
 		t.Errorf("files that not everyone may read came along: %s", out)
 	}
@@ -215,7 +219,12 @@ func testDevices(t *testing.T, s *suite) {
 	env := s.sealed(t, 1, sandbox.Policy{})
 	m := env.Machines()[0]
 	must(t, m, "echo x > /dev/null; head -c 8 /dev/zero | wc -c; head -c 8 /dev/urandom > /dev/shm/x; echo y > /dev/stdout; test -e /dev/fd/0; test -w /dev/full; test -d /dev/pts")
-	if out := must(t, m, "find /dev -type b; find /dev -type c | sort"); out != "/dev/full\n/dev/null\n/dev/random\n/dev/tty\n/dev/urandom\n/dev/zero\n" {
+	if s.opts.Virtual {
+		// Its disks and ports are there; what would lead to the host is not.
+		if out := must(t, m, "ls -d /dev/vsock /dev/vhost* /dev/virtiofs* /dev/shm/ivshmem* 2>/dev/null || true"); out != "" {
+			t.Errorf("devices that lead to the host: %s", out)
+		}
+	} else if out := must(t, m, "find /dev -type b; find /dev -type c | sort"); out != "/dev/full\n/dev/null\n/dev/random\n/dev/tty\n/dev/urandom\n/dev/zero\n" {
 		extra := []string{}
 		for _, d := range strings.Fields(out) {
 			switch d {

@@ -33,9 +33,9 @@ import (
 // Options say what a provider can do, and how the tests reach behind it. The
 // zero value claims everything and reaches nothing.
 type Options struct {
-	// State returns the folder where leases of a provider keep files, which
-	// must be empty when nothing is leased. Nil where there is none.
-	State func(sandbox.Provider) string
+	// Left says what leases of a provider have left in places of its own, where
+	// there must be nothing when nothing is leased. Nil where there are none.
+	Left func(testing.TB, sandbox.Provider) []string
 	// Kill kills what owns an environment, as kill -9 would.
 	Kill func(t testing.TB, env sandbox.Environment)
 	// Holes are ways to open the seal of an environment from outside, by name.
@@ -45,6 +45,19 @@ type Options struct {
 	// got past the seal without having reached the host; the caller closes it.
 	// Nil where there is no such place.
 	Outside func(t testing.TB, env sandbox.Environment) *os.File
+	// Virtual says that machines have kernels of their own, and take their time:
+	// what root does to its own kernel is nothing to the host, an ordinary user
+	// has no machines at all, and attacks on the kernel share one machine for as
+	// long as it lives.
+	Virtual bool
+	// Patience is how long a single wait may take; 20 s if zero.
+	Patience time.Duration
+	// Keep are folders of the host that a stage must not hide.
+	Keep []string
+	// Prepare starts, on a stage, what the provider needs there.
+	Prepare func(testing.TB)
+	// Image is what machines boot; the provider's own choice if nil.
+	Image *sandbox.Image
 }
 
 // Main runs the hidden command that args (os.Args) ask for, and reports whether
@@ -65,11 +78,15 @@ func Main(args []string) (handled bool) {
 // Run runs the suite. It must be called by a top-level test, whose program
 // calls Main.
 func Run(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts Options) {
-	for _, who := range []string{asRoot, asUser} {
+	users := []string{asRoot, asUser}
+	if opts.Virtual {
+		users = users[:1]
+	}
+	for _, who := range users {
 		t.Run(who, func(t *testing.T) {
 			if staged() == "" {
 				t.Parallel() // each has a stage of its own, and waits more than it works
-				runStaged(t, who)
+				runStaged(t, who, opts.Keep)
 				return
 			}
 			if staged() != who {
@@ -82,23 +99,33 @@ func Run(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts Optio
 
 func runSuite(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts Options) {
 	s := &suite{newProvider: newProvider, opts: opts, root: staged() == asRoot}
+	if opts.Patience != 0 {
+		patience = opts.Patience
+	}
 	if os.Getenv(ownerEnv) != "" {
 		s.own(t)
 		return
 	}
+	if opts.Prepare != nil {
+		opts.Prepare(t)
+	}
 	s.plant(t)
 	s.wire = openWire(t)
-	for _, group := range []struct {
+	type group struct {
 		name  string
 		tests []test
-	}{
+	}
+	groups := []group{
 		{"machines", machineTests()},
 		{"commands", commandTests()},
 		{"life", lifeTests()},
 		{"seal", sealTests()},
 		{"escape", escapeTests("")},
-		{"escape of nobody", escapeTests("nobody")},
-	} {
+	}
+	if !opts.Virtual { // there it is root's, on a kernel that nobody else has, and less
+		groups = append(groups, group{"escape of nobody", escapeTests("nobody")})
+	}
+	for _, group := range groups {
 		t.Run(group.name, func(t *testing.T) {
 			for _, c := range group.tests {
 				t.Run(c.name, func(t *testing.T) { c.run(t, s); s.noHits(t) })
@@ -128,7 +155,7 @@ type suite struct {
 }
 
 // patience is the deadline of a single wait in a test.
-const patience = 20 * time.Second
+var patience = 20 * time.Second
 
 // Ports of every test: the one that is open between machines, and one that is
 // not.
@@ -151,7 +178,7 @@ func (s *suite) spec(n int) sandbox.Spec {
 	for i := range n {
 		v4, v6 := machineAddrs(i)
 		spec.Machines = append(spec.Machines, sandbox.MachineSpec{
-			Name: fmt.Sprintf("m-%d", i), CPUs: 1, Memory: 256 << 20, Disk: 128 << 20, V4: v4, V6: v6,
+			Name: fmt.Sprintf("m-%d", i), CPUs: 1, Memory: 256 << 20, Disk: 128 << 20, V4: v4, V6: v6, Image: s.opts.Image,
 			Files: []sandbox.File{{Path: toolPath, Mode: 0o755, Source: s.tool, ReadOnly: true}},
 		})
 	}
@@ -202,15 +229,10 @@ func (s *suite) checkLeftovers(t testing.TB, p sandbox.Provider, before Host, na
 	if left := Leftovers(before, names...); len(left) > 0 {
 		t.Errorf("left behind:\n\t%s", strings.Join(left, "\n\t"))
 	}
-	if s.opts.State == nil {
-		return
-	}
-	entries, err := os.ReadDir(s.opts.State(p))
-	if err != nil && !os.IsNotExist(err) {
-		t.Error(err)
-	}
-	for _, e := range entries {
-		t.Errorf("left behind: %s", filepath.Join(s.opts.State(p), e.Name()))
+	if s.opts.Left != nil {
+		for _, left := range s.opts.Left(t, p) {
+			t.Errorf("left behind: %s", left)
+		}
 	}
 }
 

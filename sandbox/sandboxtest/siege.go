@@ -1,6 +1,7 @@
 package sandboxtest
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -124,10 +125,20 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 	if a.code != nil {
 		lines = append(lines, toolPath+" "+guestCommand+" calls")
 	}
+	var shared sandbox.Environment
 	for i, line := range lines {
-		// Each in machines of its own, since root may well break its machine.
+		if s.opts.Virtual && (shared == nil || !alive(shared.Machines()[0])) {
+			if shared != nil {
+				s.release(t, shared)
+			}
+			shared = s.sealed(t, 2, sandbox.Policy{})
+		}
+		// Else each in machines of its own, since root may well break its machine.
 		t.Run(strconv.Itoa(i+1), func(t *testing.T) {
-			env := s.sealed(t, 2, sandbox.Policy{})
+			env := shared
+			if env == nil {
+				env = s.sealed(t, 2, sandbox.Policy{})
+			}
 			r := start(t, env.Machines()[0], sandbox.Command{Argv: []string{"timeout", "-k", "1", "10", "sh", "-c", line}, User: user, Unit: "siege"})
 			closed(t, "the end of "+line, r.proc.Done())
 			out := r.output()
@@ -141,7 +152,9 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 				t.Errorf("HOLE: %s: secrets of the host's /etc are seen", line)
 			}
 			for _, l := range strings.Split(out, "\n") {
-				if s.unpromised(a.name, l) {
+				if s.opts.Virtual {
+					break // its kernel, its devices, its process 1: not the host's
+				} else if s.unpromised(a.name, l) {
 					t.Logf("docs/seal.md does not promise against this: %s", l)
 				} else if strings.HasPrefix(l, "BREACH") {
 					t.Errorf("HOLE: %s: %s", line, l)
@@ -172,6 +185,18 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 	if d := clockOffset(t) - clock; d > time.Second || d < -time.Second {
 		t.Errorf("HOLE: the host's clock was moved by %s", d)
 	}
+}
+
+// alive reports whether a machine still runs what it is told to.
+func alive(m sandbox.Machine) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience/2)
+	defer cancel()
+	p, err := m.Start(ctx, sandbox.Command{Script: "ls /usr/bin/env /proc/self/exe /sys/class /dev/null >/dev/null", Unit: "alive"}, func(sandbox.Stream, []byte) {})
+	if err != nil {
+		return false
+	}
+	exit, err := p.Wait(ctx)
+	return err == nil && exit.Code == 0
 }
 
 // hostFiles are contents and modes of files of the host that an attacker would

@@ -42,6 +42,7 @@ type stageConfig struct {
 	Who  string
 	Etc  string // a copy of /etc, which takes its place
 	Args []string
+	Keep []string // folders that stay what they are
 }
 
 // Addresses of the stage's own network, in ranges for documentation.
@@ -68,7 +69,7 @@ const wireFile = 3
 
 // runStaged runs the calling test once more in a stage, and takes over its
 // verdict.
-func runStaged(t *testing.T, who string) {
+func runStaged(t *testing.T, who string, keep []string) {
 	if who == asRoot && os.Geteuid() != 0 {
 		t.Skip("this needs root")
 	}
@@ -81,7 +82,7 @@ func runStaged(t *testing.T, who string) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	config := stageConfig{Who: who, Etc: filepath.Join(dir, "etc"), Args: testArgs(t)}
+	config := stageConfig{Who: who, Etc: filepath.Join(dir, "etc"), Args: testArgs(t), Keep: keep}
 	if err := copyTree(config.Etc, "/etc"); err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +224,15 @@ func makeStage(config stageConfig) (wire int, err error) {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 0, fmt.Errorf("mounting /proc: %w", err)
 	}
+	kept := map[string]int{}
+	for _, dir := range config.Keep {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return 0, fmt.Errorf("keeping %s: %w", dir, err)
+		}
+		defer unix.Close(fd)
+		kept[dir] = fd
+	}
 	for _, dir := range stageFolders {
 		err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -234,6 +244,17 @@ func makeStage(config stageConfig) (wire int, err error) {
 			return 0, err
 		}
 		os.Chmod(dir, 0o1777)
+	}
+	if err := os.Symlink("/run", "/var/run"); err != nil {
+		return 0, err
+	}
+	for dir, fd := range kept {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return 0, err
+		}
+		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return 0, fmt.Errorf("keeping %s: %w", dir, err)
+		}
 	}
 	if err := plantEtc(config.Etc); err != nil {
 		return 0, err

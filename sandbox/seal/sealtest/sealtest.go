@@ -303,6 +303,10 @@ func (n *Net) attach(t testing.TB, i int) {
 		check(n.Hub.NL.NeighAdd(neigh(link, way.self, mac)))
 		check(n.Hub.NL.RouteAdd(&vnetlink.Route{LinkIndex: link.Attrs().Index, Dst: single(way.self), Scope: unix.RT_SCOPE_LINK, Src: way.next.AsSlice()}))
 	}
+	n.Hub.active(m.Interface)
+	ns.active("eth0")
+	ns.local(m.V4)
+	ns.local(m.V6)
 	n.Machines = append(n.Machines, ns)
 	n.Config.Machines = append(n.Config.Machines, m)
 }
@@ -329,14 +333,45 @@ func (n *NS) up(name string) vnetlink.Link {
 	return link
 }
 
+// active waits until a link that is up is active: until then it loses what is
+// sent.
+func (n *NS) active(name string) {
+	n.t.Helper()
+	n.await(name, func() bool {
+		link, err := n.NL.LinkByName(name)
+		return err == nil && link.Attrs().OperState == vnetlink.OperUp
+	})
+}
+
+// local waits until an address is the namespace's own: a new IPv6 address is not
+// at once.
+func (n *NS) local(a netip.Addr) {
+	n.t.Helper()
+	n.await(a.String(), func() bool {
+		routes, err := n.NL.RouteGet(a.AsSlice())
+		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
+	})
+}
+
+func (n *NS) await(what string, done func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s is not ready", what)
+		}
+	}
+}
+
 // Up brings up loopback, with more addresses.
 func (n *NS) Up(addresses ...string) {
 	n.t.Helper()
 	lo := n.up("lo")
 	for _, a := range addresses {
-		if err := n.NL.AddrAdd(lo, addr(netip.MustParseAddr(a))); err != nil {
+		own := netip.MustParseAddr(a)
+		if err := n.NL.AddrAdd(lo, addr(own)); err != nil {
 			n.t.Fatal(err)
 		}
+		n.local(own)
 	}
 }
 
