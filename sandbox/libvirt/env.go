@@ -112,9 +112,15 @@ func (e *environment) Release(ctx context.Context) error {
 		}
 		errs = append(errs, destroyed)
 		for _, m := range e.machines {
-			if m != nil && m.client != nil {
-				// The agent is dead by now: this only closes the stream.
+			if m == nil {
+				continue
+			}
+			// The agent is dead by now: this only closes the streams.
+			if m.client != nil {
 				m.client.Close(ctx)
+			}
+			if m.control != nil {
+				m.control.conn.Close()
 			}
 		}
 		errs = append(errs, removeTaps(e.lease.Name), os.RemoveAll(e.provider.files(e.lease.Name)))
