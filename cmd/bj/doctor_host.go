@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bj/sandbox/image"
+	"bj/sandbox/ns"
 	"bj/sandbox/pool"
 )
 
@@ -72,40 +73,60 @@ func (d *doctor) lookAtCache() finding {
 	return f
 }
 
-// What bj test needs on disk: a little for any recipe, more for the images of
-// virtual machines, in bytes.
+// What bj test needs on disk: a little for any recipe, next to nothing for a
+// lease, more for the images of virtual machines, in bytes.
 const (
 	leastDisk   = 64 << 20
+	leaseDisk   = 1 << 20
 	virtualDisk = 2 << 30
 )
 
 // lookAtDisk says how much room there is where bj writes.
 func (d *doctor) lookAtDisk() finding {
 	f := finding{name: "disk", vital: true}
-	cache := d.cache
 	var lines []string
-	for _, place := range []struct{ what, dir string }{{"cache", cache}, {"temporary files", os.TempDir()}, {"leases", "/run"}} {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(place.dir, &fs); err != nil {
-			f.err = fmt.Errorf("asking how much room there is in %s: %w", place.dir, err)
-			return f
+	for _, place := range []struct {
+		what, dir string
+		needs     int64
+	}{{"the cache", d.cache, leastDisk}, {"temporary files", os.TempDir(), leastDisk}, {"leases", ns.New(ns.Options{}).State(), leaseDisk}} {
+		free, err := room(place.dir)
+		if err != nil {
+			return finding{name: f.name, vital: true, err: fmt.Errorf("asking how much room there is in %s: %w", place.dir, err)}
 		}
-		free := int64(fs.Bavail) * fs.Bsize
-		if free < leastDisk && f.err == nil {
-			f.err = fmt.Errorf("%s has %d MiB left, and %d are needed", place.dir, free>>20, leastDisk>>20)
+		if free < place.needs {
+			f.err = errors.Join(f.err, fmt.Errorf("%s, for %s, has %d MiB left, and %d are needed", place.dir, place.what, free>>20, place.needs>>20))
 			f.mend = "df -h " + place.dir + " says which disk that is"
-			if place.dir == cache {
+			if place.dir == d.cache {
 				f.mend += "; BJ_CACHE names another folder"
+			}
+			if place.dir == os.TempDir() {
+				f.mend += "; TMPDIR names another folder"
 			}
 		}
 		line := fmt.Sprintf("%d MiB left in %s, for %s", free>>20, place.dir, place.what)
-		if place.dir == cache && free < virtualDisk {
+		if place.dir == d.cache && free < virtualDisk {
 			line += fmt.Sprintf("\nimages of virtual machines take about %d MiB: BJ_CACHE names another folder", int64(virtualDisk)>>20)
 		}
 		lines = append(lines, line)
 	}
-	f.text = strings.Join(lines, "\n")
+	if f.err == nil {
+		f.text = strings.Join(lines, "\n")
+	}
 	return f
+}
+
+// room returns how many bytes may be written to a folder, or to where it would be
+// made.
+func room(dir string) (int64, error) {
+	var fs unix.Statfs_t
+	for err := unix.Statfs(dir, &fs); err != nil; err = unix.Statfs(dir, &fs) {
+		up := filepath.Dir(dir)
+		if !errors.Is(err, unix.ENOENT) || up == dir {
+			return 0, err
+		}
+		dir = up
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
 }
 
 // lookForPrograms looks for what makes tools, on PATH.
@@ -114,6 +135,7 @@ func (d *doctor) lookForPrograms(ctx context.Context) {
 		{"go", "tool(go = ...) is built with it", "install Go from https://go.dev/dl, or: apt-get install golang-go"},
 		{"apt-get", "tool(deb = ...) is fetched with it", "a Debian machine has it"},
 		{"dpkg-deb", "tool(deb = ...) is unpacked with it", "apt-get install dpkg"},
+		{"mmdebstrap", "image(debian = ...) is made with it, and what virtual machines run on", "apt-get install mmdebstrap"},
 		{"git", "bj test --changed-since asks it", "apt-get install git"},
 	} {
 		f := finding{name: p.name, text: p.use}

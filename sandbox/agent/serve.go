@@ -118,10 +118,8 @@ func harden() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("becoming the reaper of orphans: %w", err)
 	}
-	// A limit of 1 is what stops core dumps also where core_pattern, which is
-	// the host's, names a program.
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
-		return fmt.Errorf("limiting core dumps: %w", err)
+	if err := LimitCores(); err != nil {
+		return err
 	}
 	unix.Umask(0o022)
 	return nil
@@ -305,4 +303,19 @@ func text(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// LimitCores stops core dumps of this process and all that it will start. A limit
+// of 1 is what does so also where core_pattern, which is the host's, names a
+// program. Where the limit is 0 already, only who has rights over the host can
+// raise it to that: without them it stays, and such a program is told of crashes.
+func LimitCores() error {
+	err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1})
+	if errors.Is(err, unix.EPERM) {
+		err = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	}
+	if err != nil {
+		return fmt.Errorf("limiting core dumps: %w", err)
+	}
+	return nil
 }

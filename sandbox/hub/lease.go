@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"bj/sandbox"
 )
 
 // LeasePrefix begins the name of everything that an environment owns.
@@ -36,8 +38,21 @@ type Record struct {
 	Cgroups []string  `json:"cgroups,omitempty"` // folders to remove
 }
 
-// NewLease makes a locked lease in dir.
+// NewLease makes a locked lease in dir. Its error is a *sandbox.Error, which says
+// what mends it.
 func NewLease(dir string, rec Record, cgroups func(name string) []string) (*Lease, Record, error) {
+	l, rec, err := newLease(dir, rec, cgroups)
+	if err == nil {
+		return l, rec, nil
+	}
+	hint := "the folder of leases must be writable: " + dir
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		hint = "the disk of leases is full: df -h " + dir
+	}
+	return nil, rec, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: hint}
+}
+
+func newLease(dir string, rec Record, cgroups func(name string) []string) (*Lease, Record, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, rec, fmt.Errorf("making the folder of leases: %w", err)
 	}

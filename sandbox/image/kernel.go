@@ -89,7 +89,7 @@ func (s *Store) debianKernel(ctx context.Context, progress func(string)) (Kernel
 		start := time.Now()
 		deb, err := a.kernel(ctx, work)
 		if err != nil {
-			return made{}, err
+			return made{}, hint(fmt.Errorf("the host's kernel cannot be read, and fetching Debian's: %w", err), "make /boot/vmlinuz-$(uname -r) readable, or let apt reach Debian's repository: what was fetched once is kept")
 		}
 		digest, err := fileDigest(deb)
 		if err != nil {
@@ -167,7 +167,7 @@ func (a *apt) kernel(ctx context.Context, work string) (string, error) {
 		}
 	}
 	if err != nil {
-		return "", hint(err, "the first virtual machine needs the repository of Debian's kernel, or a readable /boot/vmlinuz-$(uname -r)")
+		return "", err
 	}
 	debs, err := filepath.Glob(filepath.Join(work, "linux-image-*.deb"))
 	if err != nil || len(debs) != 1 {

@@ -371,7 +371,7 @@ func (e *environment) open(plans []plan) (err error) {
 	p := e.provider
 	e.lease, _, err = hub.NewLease(p.opts.State, hub.Record{Owner: e.spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, nil)
 	if err != nil {
-		return &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
+		return err
 	}
 	folder := p.files(e.lease.Name)
 	if err := os.MkdirAll(folder, 0o711); err != nil {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"bj/sandbox/agent"
 	"bj/sandbox/hub"
 )
 
@@ -81,6 +82,10 @@ func gatewayMain(args []string) error {
 	// A signal that a terminal sends to all is bj's to act on. Notify, rather
 	// than Ignore, since what is ignored stays so in every child.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	// While this is the host's root, if it is: machines could not raise a limit.
+	if err := agent.LimitCores(); err != nil {
+		return err
+	}
 	if slices.Contains(args, gatewayWaits) {
 		if err := awaitIDs(3); err != nil {
 			return err

@@ -63,7 +63,7 @@ func Main(args []string) (handled bool, err error) {
 	case machineCommand:
 		return true, machineMain()
 	case probeCommand:
-		return true, probeMain(args[len(args)-1])
+		return true, probeMain(args[2:])
 	}
 	return false, nil
 }
@@ -127,6 +127,9 @@ func readOnly(dir string) bool {
 	return unix.Statfs(dir, &s) == nil && s.Flags&unix.ST_RDONLY != 0
 }
 
+// State is the folder of leases.
+func (p *Provider) State() string { return p.opts.State }
+
 // Name implements sandbox.Provider.
 func (p *Provider) Name() string { return "namespace" }
 
@@ -177,7 +180,7 @@ func (p *Provider) Lease(ctx context.Context, spec sandbox.Spec) (sandbox.Enviro
 	}
 	l, rec, err := hub.NewLease(p.opts.State, hub.Record{Owner: spec.Owner, PID: os.Getpid(), Since: time.Now().UTC()}, p.cg.folders)
 	if err != nil {
-		return nil, &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}
+		return nil, err
 	}
 	e := &environment{provider: p, lease: l, cgroups: rec.Cgroups, spec: spec, ended: make(chan struct{})}
 	if err := e.start(ctx); err != nil {
@@ -323,6 +326,8 @@ func explain(err error) error {
 	e = &sandbox.Error{Code: sandbox.CodeLease, Err: err}
 	text := err.Error()
 	switch {
+	case strings.Contains(text, "installing the seccomp filter"):
+		e.Hint = "run a kernel with seccomp filters (CONFIG_SECCOMP_FILTER), and bj where they may be installed"
 	case errors.Is(err, syscall.ENOSPC) && !strings.Contains(text, "fork/exec"):
 		e.Hint = "the disk is full: df -h says which; BJ_CACHE names another folder for tools and images"
 	case strings.Contains(text, "starting the gateway") || strings.Contains(text, "operation not permitted") || strings.Contains(text, "permission denied") || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.ENOSYS),
@@ -334,8 +339,31 @@ func explain(err error) error {
 		e.Hint = "modprobe overlay; where there is no such module, run a kernel that has it (CONFIG_OVERLAY_FS)"
 	case strings.Contains(text, "mounting memory over") && strings.Contains(text, "invalid argument"):
 		e.Hint = "run Linux 5.19 or later: older ones lay nothing over folders whose ids are mapped"
+		if below := mountedBelow(hostTops); below != "" && os.Geteuid() != 0 {
+			e.Hint = "an ordinary user can lay nothing over a folder with a mount in it: umount " + below + ", or run bj as root"
+		}
 	}
 	return e
+}
+
+// mountedBelow returns a mount in one of the top-level folders, or "".
+func mountedBelow(tops []string) string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(mounts)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		for _, top := range tops {
+			if strings.HasPrefix(fields[4], "/"+top+"/") {
+				return fields[4]
+			}
+		}
+	}
+	return ""
 }
 
 // denied adds to an error of making or using namespaces why that is, and what

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ func (p *Provider) Parts(ctx context.Context, cache string) []sandbox.Part {
 	}
 	ids := sandbox.Part{Name: "ids", Text: "machines have users beside root", Err: untried[0].Err}
 	if users.Err == nil {
-		inMachine = p.probe(ctx, probeMachine, machineFlags)
+		inMachine = p.tryMachine(ctx)
 		ids.Text, ids.Err = p.tryIDs(ctx, cache)
 	}
 	return []sandbox.Part{
@@ -84,7 +85,7 @@ func (p *Provider) tryLimits() sandbox.Part {
 	}
 	lease, rec, err := hub.NewLease(p.opts.State, hub.Record{Owner: "doctor", PID: os.Getpid(), Since: time.Now().UTC()}, p.cg.folders)
 	if err != nil {
-		return part.With(&sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "the folder of leases must be writable: " + p.opts.State}, "")
+		return part.With(err, "")
 	}
 	_, _, err = p.cg.machine(lease.Name, sandbox.MachineSpec{Name: "probe", CPUs: 1, Memory: 64 << 20}, 0, nil)
 	if err = errors.Join(err, removeCgroups(context.Background(), rec.Cgroups), lease.End()); err != nil {
@@ -103,6 +104,27 @@ func (p *Provider) tryUnits(ctx context.Context) sandbox.Part {
 func (p *Provider) tryUsers(ctx context.Context) sandbox.Part {
 	part := sandbox.Part{Name: "userns", Text: "machines are user namespaces", Vital: true}
 	return part.With(pick(p.probe(ctx, probeUsers, machineFlags), part.Name).Err, "one was made")
+}
+
+// tryMachine has a process do what a machine's first one does.
+func (p *Provider) tryMachine(ctx context.Context) []sandbox.Part {
+	base, err := hostBase()
+	if err == nil && len(base.Tops) == 0 {
+		err = errors.New("reading the root: it has no folders")
+	}
+	if err != nil {
+		return []sandbox.Part{{Err: err}}
+	}
+	if !p.root {
+		return p.probe(ctx, probeMachine, machineFlags)
+	}
+	// Of the host's root the mount alone, as it is handed to machines.
+	tree, err := cloneTree("/"+base.Tops[0], nil)
+	if err != nil {
+		return []sandbox.Part{{Err: denied(err)}}
+	}
+	defer tree.Close()
+	return p.probe(ctx, probeMachine, machineFlags, tree)
 }
 
 // tryIDs says how many users a machine has.
@@ -230,12 +252,17 @@ type found struct {
 
 // probe has a process of its own, in new namespaces, try what is asked for. Where
 // that says nothing there is one part, with the error.
-func (p *Provider) probe(ctx context.Context, what string, flags uintptr) []sandbox.Part {
+// Files are handed on, their numbers as arguments.
+func (p *Provider) probe(ctx context.Context, what string, flags uintptr, files ...*os.File) []sandbox.Part {
 	ctx, cancel := context.WithTimeout(ctx, probeDeadline)
 	defer cancel()
 	var out, stderr bytes.Buffer
 	cmd := p.agent(ctx)
 	cmd.Args, cmd.Env = []string{"bj", probeCommand, what}, hiddenEnv()
+	for _, f := range files {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		cmd.Args = append(cmd.Args, strconv.Itoa(2+len(cmd.ExtraFiles)))
+	}
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
 	if flags&syscall.CLONE_NEWUSER != 0 {
@@ -272,9 +299,9 @@ func (p *Provider) probe(ctx context.Context, what string, flags uintptr) []sand
 
 // probeMain tries what is asked for, in namespaces of its own, and writes what
 // came of it.
-func probeMain(what string) error {
+func probeMain(args []string) error {
 	var parts []sandbox.Part
-	switch what {
+	switch args[0] {
 	case probeWait:
 		var b [1]byte
 		os.Stdin.Read(b[:])
@@ -291,7 +318,7 @@ func probeMain(what string) error {
 		}
 		parts = hub.Probe(context.Background())
 	case probeMachine:
-		parts = []sandbox.Part{tryOverlay(), trySeccomp()}
+		parts = []sandbox.Part{tryOverlay(args[1:]), trySeccomp()}
 	}
 	var list []found
 	for _, p := range parts {
@@ -321,32 +348,45 @@ func useRights() error {
 }
 
 // tryOverlay lays memory over a folder of the host, as roots of machines are
-// made.
-func tryOverlay() sandbox.Part {
+// made. A mount of it may come as a descriptor.
+func tryOverlay(mounts []string) sandbox.Part {
 	part := sandbox.Part{Name: "overlay", Text: "machines write to memory laid over read-only folders", Vital: true}
-	err := func() error {
-		if err := useRights(); err != nil {
-			return err
-		}
-		base, err := hostBase()
-		if err != nil || len(base.Tops) == 0 {
-			return fmt.Errorf("reading the host's root: %d folders: %w", len(base.Tops), err)
-		}
-		if err := unix.Mount("tmpfs", stage, "tmpfs", 0, "mode=0755"); err != nil {
-			return fmt.Errorf("mounting memory for the root: %w", err)
-		}
-		top := base.Tops[0]
-		for _, dir := range []string{"up", "scratch", "root"} {
-			if err := os.MkdirAll(filepath.Join(stage, dir, top), 0o755); err != nil {
-				return fmt.Errorf("making a folder: %w", err)
-			}
-		}
-		return mountOver(top, []string{"/" + top}, stage+"/up/"+top, stage+"/scratch/"+top, stage+"/root/"+top)
-	}()
+	err := overlay(mounts)
 	if err != nil {
 		err = explain(err)
 	}
 	return part.With(err, "some was")
+}
+
+func overlay(mounts []string) error {
+	if err := useRights(); err != nil {
+		return err
+	}
+	base, err := hostBase()
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", stage, "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mounting memory for the root: %w", err)
+	}
+	for _, dir := range []string{"lower", "up", "scratch", "root"} {
+		if err := os.Mkdir(filepath.Join(stage, dir), 0o755); err != nil {
+			return fmt.Errorf("making a folder: %w", err)
+		}
+	}
+	top := base.Tops[0]
+	lower := "/" + top
+	for _, arg := range mounts {
+		fd, err := strconv.Atoi(arg)
+		if err != nil {
+			return err
+		}
+		lower = stage + "/lower"
+		if err := moveMount(os.NewFile(uintptr(fd), top), lower); err != nil {
+			return fmt.Errorf("mounting /%s of the host: %w", top, err)
+		}
+	}
+	return mountOver(top, []string{lower}, stage+"/up", stage+"/scratch", stage+"/root")
 }
 
 // trySeccomp installs the filters under which a machine's programs run.
@@ -358,7 +398,7 @@ func trySeccomp() sandbox.Part {
 	case err == nil && listener >= 0:
 		part.Text += ": filters were installed"
 	case err != nil:
-		part.Err = &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: "run a kernel with seccomp filters (CONFIG_SECCOMP_FILTER), and bj where they may be installed"}
+		part.Err = explain(err)
 	default:
 		part.Vital = false
 		part.Text = "it says which process was blocked"

@@ -25,6 +25,7 @@ const plantEnv = "BJ_TEST_PLANT"
 // plants are the faults, by name.
 var plants = map[string]func() error{
 	"none":         func() error { return nil },
+	"no cores":     func() error { return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) },
 	"ordinary":     func() error { return becomeOrdinary() },
 	"no userns":    func() error { return limitTo0("user") },
 	"no netns":     func() error { return limitTo0("net") },
@@ -33,6 +34,9 @@ var plants = map[string]func() error{
 	"no seccomp":   func() error { return refuse(unix.SYS_SECCOMP, -1, 0, unix.ENOSYS) },
 	"no unshare": func() error {
 		return errors.Join(refuse(unix.SYS_CLONE, 0, unix.CLONE_NEWUSER, unix.EPERM), refuse(unix.SYS_CLONE3, -1, 0, unix.ENOSYS))
+	},
+	"ordinary, no cores": func() error {
+		return errors.Join(unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}), becomeOrdinary())
 	},
 	"ordinary, no userns": func() error {
 		return errors.Join(limitTo0("user"), becomeOrdinary())
@@ -94,7 +98,9 @@ func TestPlanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	var list []found
-	for _, p := range New(Options{State: dir}).Parts(t.Context(), dir) {
+	provider := New(Options{State: dir})
+	lease := sandbox.Part{Name: "lease", Err: sandbox.Try(t.Context(), provider, sandbox.Policy{})}
+	for _, p := range append(provider.Parts(t.Context(), dir), lease) {
 		f := found{Part: p}
 		if p.Err != nil {
 			var e *sandbox.Error
@@ -133,7 +139,8 @@ userns: user namespaces are off | sysctl -w user.max_user_namespaces=15000
 overlay: ` + untried + `
 seccomp: ` + untried + `
 ids: ` + untried + `
-only=: user namespaces are off | sysctl -w user.max_user_namespaces=15000`,
+only=: user namespaces are off | sysctl -w user.max_user_namespaces=15000
+lease: user namespaces are off | sysctl -w user.max_user_namespaces=15000`,
 		"no netns": `
 userns: net namespaces are off | sysctl -w user.max_net_namespaces=15000
 links: net namespaces are off | sysctl -w user.max_net_namespaces=15000
@@ -142,21 +149,25 @@ relay: net namespaces are off | sysctl -w user.max_net_namespaces=15000
 overlay: ` + untried + `
 seccomp: ` + untried + `
 ids: ` + untried + `
-only=: net namespaces are off | sysctl -w user.max_net_namespaces=15000`,
+only=: net namespaces are off | sysctl -w user.max_net_namespaces=15000
+lease: net namespaces are off | sysctl -w user.max_net_namespaces=15000`,
 		"no netfilter": `
 nftables: opening netfilter's socket | modprobe -a nf_tables
 relay: it was not tried, without nftables |
-only=: protocol not supported | modprobe -a`,
+only=: protocol not supported | modprobe -a
+lease: protocol not supported | modprobe -a`,
 		"no bpf": `only=: operation not permitted | only= needs a kernel with eBPF for links`,
 		"no seccomp": `
 seccomp: installing the seccomp filter | run a kernel with seccomp filters
-only=: seccomp | `,
+only=: installing the seccomp filter | run a kernel with seccomp filters
+lease: installing the seccomp filter | run a kernel with seccomp filters`,
 		"no unshare": `
 userns: operation not permitted | root lacks a capability
 overlay: ` + untried + `
 seccomp: ` + untried + `
 ids: ` + untried + `
-only=: function not implemented | root lacks a capability`,
+only=: function not implemented | root lacks a capability
+lease: function not implemented | root lacks a capability`,
 		"ordinary, no userns": `
 userns: user namespaces are off | sysctl -w user.max_user_namespaces=15000
 links: ` + untried + `
@@ -165,6 +176,12 @@ relay: ` + untried + `
 overlay: ` + untried + `
 seccomp: ` + untried + `
 ids: ` + untried + `
+limits: an ordinary user's machines have all of the host's | run bj as root
+only=: an ordinary user has no cgroups | run bj as root
+lease: user namespaces are off | sysctl -w user.max_user_namespaces=15000`,
+		"no cores": ``,
+		"ordinary, no cores": `
+ids: newuidmap is not on PATH | apt-get install uidmap
 limits: an ordinary user's machines have all of the host's | run bj as root
 only=: an ordinary user has no cgroups | run bj as root`,
 	} {
