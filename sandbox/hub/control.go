@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -299,4 +301,26 @@ func UnixConn(f *os.File) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("using a socket: %w", err)
 	}
 	return c.(*net.UnixConn), nil
+}
+
+// CloseInherited closes the descriptors above own, but for those by which the
+// runtime waits for events: any package may have used a timer before main, and
+// a poller that was closed under its runtime fails every socket from then on.
+func CloseInherited(own int) error {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range open {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd <= own {
+			continue
+		}
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "anon_inode:[event") {
+			unix.CloseOnExec(fd)
+			continue
+		}
+		unix.Close(fd) // the folder's own is closed already
+	}
+	return nil
 }

@@ -55,7 +55,15 @@ func TestConformance(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		Left: func(t testing.TB, p sandbox.Provider) []string { return left(t, inner(p), hubPrefix) },
+		Left: func(t testing.TB, p sandbox.Provider, leases ...string) (all []string) {
+			if leases == nil {
+				leases = []string{hubPrefix}
+			}
+			for _, lease := range leases {
+				all = append(all, left(t, inner(p), lease)...)
+			}
+			return all
+		},
 		Kill: func(t testing.TB, env sandbox.Environment) {
 			if err := env.(*environment).gateway.cmd.Process.Kill(); err != nil {
 				t.Error(err)

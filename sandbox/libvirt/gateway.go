@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -49,9 +48,8 @@ type setupRequest struct {
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is the
 // lease's lock, held for as long as this process lives.
 func gatewayMain() error {
-	// Whatever else bj had inherited itself stays this process's: the runtime's
-	// own descriptors may be among those numbers already.
-	if err := unix.CloseRange(5, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	// What bj had open itself, by inheritance, goes no further.
+	if err := hub.CloseInherited(4); err != nil {
 		return fmt.Errorf("closing inherited files: %w", err)
 	}
 	unix.CloseOnExec(3)

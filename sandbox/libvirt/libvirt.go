@@ -392,7 +392,17 @@ func (e *environment) startHub() error {
 	}
 	e.gateway = gw
 	e.Client = hub.NewClient(e.spec, conn)
-	go e.Run()
+	go func() {
+		e.Run()
+		select {
+		case <-e.Lost():
+			// Its machines have lost their links already, and are of no use.
+			ctx, cancel := context.WithTimeout(context.Background(), releaseDeadline)
+			defer cancel()
+			_ = killEmulators(ctx, e.lease.Name) // Release looks again
+		default: // it is being released
+		}
+	}()
 	return nil
 }
 

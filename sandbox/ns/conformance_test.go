@@ -25,7 +25,7 @@ func TestConformance(t *testing.T) {
 		}
 		return New(Options{State: state})
 	}, sandboxtest.Options{
-		Left: func(t testing.TB, p sandbox.Provider) []string {
+		Left: func(t testing.TB, p sandbox.Provider, _ ...string) []string {
 			left, err := filepath.Glob(filepath.Join(p.(*Provider).opts.State, "*"))
 			if err != nil {
 				t.Fatal(err)

@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -43,28 +41,6 @@ func isOpen(fd int) bool {
 	return err == nil
 }
 
-// closeInherited closes the descriptors above own, but for those by which the
-// runtime waits for events: any package may have used a timer before main, and
-// a poller that was closed under its runtime fails every socket from then on.
-func closeInherited(own int) error {
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return err
-	}
-	for _, e := range open {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd <= own {
-			continue
-		}
-		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "anon_inode:[event") {
-			unix.CloseOnExec(fd)
-			continue
-		}
-		unix.Close(fd) // the folder's own is closed already
-	}
-	return nil
-}
-
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is
 // the lease's lock, held for as long as this process lives.
 func gatewayMain(args []string) error {
@@ -73,7 +49,7 @@ func gatewayMain(args []string) error {
 		own = agentFile
 	}
 	// What bj had open itself, by inheritance, goes no further.
-	if err := closeInherited(own); err != nil {
+	if err := hub.CloseInherited(own); err != nil {
 		return fmt.Errorf("closing inherited files: %w", err)
 	}
 	for fd := 3; fd <= own; fd++ {

@@ -33,9 +33,9 @@ import (
 // Options say what a provider can do, and how the tests reach behind it. The
 // zero value claims everything and reaches nothing.
 type Options struct {
-	// Left says what leases of a provider have left in places of its own, where
-	// there must be nothing when nothing is leased. Nil where there are none.
-	Left func(testing.TB, sandbox.Provider) []string
+	// Left says what the leases of a provider that have these names, or all of them
+	// if it is told none, have left in places of its own. Nil where there are none.
+	Left func(t testing.TB, p sandbox.Provider, leases ...string) []string
 	// Kill kills what owns an environment, as kill -9 would.
 	Kill func(t testing.TB, env sandbox.Environment)
 	// Holes are ways to open the seal of an environment from outside, by name.
@@ -230,7 +230,7 @@ func (s *suite) checkLeftovers(t testing.TB, p sandbox.Provider, before Host, na
 		t.Errorf("left behind:\n\t%s", strings.Join(left, "\n\t"))
 	}
 	if s.opts.Left != nil {
-		for _, left := range s.opts.Left(t, p) {
+		for _, left := range s.opts.Left(t, p, names...) {
 			t.Errorf("left behind: %s", left)
 		}
 	}
