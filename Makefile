@@ -26,7 +26,7 @@ runbooks:
 	@rm -rf docs/runbooks bin/no-results && mkdir -p bin/no-results
 	@$(GO) run ./cmd/bj runbook //... -o docs/runbooks --results bin/no-results
 
-.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet few test-libvirt
+.PHONY: runbooks build test bench setup fmt vet staticcheck govulncheck layout unit fleet few virtual test-libvirt
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bj ./cmd/bj
@@ -81,11 +81,16 @@ fleet:
 	@echo "== the demonstration fleet"
 	@$(GO) run ./cmd/bj test //recipes/... </dev/null
 
+# What takes long where machines are emulated: the whole fleet in virtual machines,
+# and all that the suite of every provider holds of them.
+test-libvirt: virtual
+	@$(GO) test -v -timeout 120m -run TestConformance ./sandbox/libvirt </dev/null
+
 # The same recipes in virtual machines: all of them, or those that VIRTUAL names.
 # Libvirt is started for them where it does not run, and ended.
 VIRTUAL ?= //recipes/...
 
-test-libvirt: setup
+virtual: setup
 	@echo "== in virtual machines: $(VIRTUAL)"
 	@pids=; trap '[ -z "$$pids" ] || { kill $$pids 2>/dev/null || true; wait; }' EXIT; \
 	if ! virsh -c qemu:///system version >/dev/null 2>&1; then \
@@ -94,9 +99,9 @@ test-libvirt: setup
 	fi; \
 	$(GO) run ./cmd/bj test --sandbox libvirt --jobs 1 $(VIRTUAL) </dev/null
 
-# few are those of every test: all of them take long where machines are emulated.
+# few are those of every test.
 few:
-	@$(MAKE) --no-print-directory test-libvirt VIRTUAL="//recipes/zookeeper //recipes/names //recipes/certificates //recipes/storage"
+	@$(MAKE) --no-print-directory virtual VIRTUAL="//recipes/zookeeper //recipes/names //recipes/certificates //recipes/storage"
 
 # Tests that look for what was left behind on the machine run alone, after the
 # others: they cannot tell another test's machines from their own.
@@ -105,7 +110,7 @@ ALONE := ./sandbox/ns ./sandbox/libvirt ./cmd/bj
 unit:
 	@echo "== go test"
 	@$(GO) test $$($(GO) list ./... | grep -v -x -e bj/sandbox/ns -e bj/sandbox/libvirt -e bj/cmd/bj) </dev/null
-	@$(GO) test -p 1 -timeout 40m $(ALONE) </dev/null
+	@$(GO) test -p 1 -short -timeout 40m $(ALONE) </dev/null
 
 # Every benchmark reports ours, baseline, ratio and goal as metrics of its own.
 bench: setup

@@ -56,7 +56,7 @@ var layout = []rule{
 		why: "the hub that machines hang on is the same for both providers, and knows neither"},
 	{folder: "sandbox/ns", may: []string{"sandbox", "sandbox/hub", "sandbox/seal", "sandbox/gate", "sandbox/agent", "sandbox/image"},
 		why: "a provider leases what it is asked for, and knows no recipe"},
-	{folder: "sandbox/libvirt", may: []string{"sandbox", "sandbox/hub", "sandbox/seal", "sandbox/gate", "sandbox/agent", "sandbox/image"},
+	{folder: "sandbox/libvirt", may: []string{"sandbox", "sandbox/hub", "sandbox/seal", "sandbox/gate", "sandbox/agent", "sandbox/image"}, tests: []string{"sandbox/pool"},
 		why: "a provider leases what it is asked for, and knows no recipe"},
 	{folder: "sandbox/pool", may: []string{"sandbox"},
 		why: "the pool is a provider around any provider"},

@@ -22,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,14 @@ type Options struct {
 	Prepare func(testing.TB)
 	// Image is what machines boot; the provider's own choice if nil.
 	Image *sandbox.Image
+	// Few leaves of the tests one of each kind.
+	Few bool
+}
+
+// few are one test of each kind.
+var few = []string{
+	"identity", "ends", "crash", "gateway is killed", "dark", "allows",
+	"rules flushed", "another's hardware address", "fragments", "sockets past the stack",
 }
 
 // Main runs the hidden command that args (os.Args) ask for, and reports whether
@@ -128,6 +137,9 @@ func runSuite(t *testing.T, newProvider func(testing.TB) sandbox.Provider, opts 
 	for _, group := range groups {
 		t.Run(group.name, func(t *testing.T) {
 			for _, c := range group.tests {
+				if s.opts.Few && !slices.Contains(few, c.name) {
+					continue
+				}
 				t.Run(c.name, func(t *testing.T) { c.run(t, s); s.noHits(t) })
 			}
 		})
