@@ -32,9 +32,13 @@ func (p *Plan) widen(b *event.Blocked, f sandbox.Flow) {
 	if f.Origin != nil {
 		unit = f.Origin.Unit
 	}
+	named := *b // the same, as a condition has it that is written with the name
+	if f.Name != "" && f.Protocol == "tcp" {
+		named.Endpoint = fmt.Sprintf("tcp://%s:%d", f.Name, f.Destination.Port())
+	}
 	for i := range p.Recipe.Conditions {
 		c := &p.Recipe.Conditions[i]
-		if len(c.Only) == 0 || slices.Contains(c.Only, unit) || !sandbox.Among(c.On, f.Machine) || !Opens(p.fleet, c, *b) {
+		if len(c.Only) == 0 || slices.Contains(c.Only, unit) || !sandbox.Among(c.On, f.Machine) || !Opens(p.fleet, c, *b) && !Opens(p.fleet, c, named) {
 			continue
 		}
 		if c.Endpoint == nil && c.Service != "*" && (b.Service == nil || *b.Service != c.Service) {

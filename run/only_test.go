@@ -20,6 +20,7 @@ func TestOnly(t *testing.T) {
 	r.Conditions = []fleet.Condition{
 		{Endpoint: endpoint(t, "tcp://10.0.0.1:1"), Text: `allow("tcp://10.0.0.1:1")`, Only: []string{"b"}},
 		{Endpoint: endpoint(t, "udp://10.0.0.1:1"), Text: `allow("udp://10.0.0.1:1")`},
+		{Endpoint: endpoint(t, "https://web.example:8443"), Text: `allow("https://web.example:8443")`, Only: []string{"b"}},
 	}
 	p := planOf(&fleet.Fleet{}, r, PlanOptions{})
 	if p.Refusal != nil {
@@ -30,6 +31,11 @@ func TestOnly(t *testing.T) {
 	}
 	if x := p.Policy.Allows; len(x) != 2 || !slices.Equal(x[0].Units, []string{"b"}) || x[1].Units != nil {
 		t.Errorf("allows: %+v", x)
+	}
+	named := sandbox.Flow{Machine: "m", Protocol: "tcp", Destination: netip.MustParseAddrPort("10.0.0.2:8443"), Name: "web.example", Unit: "a"}
+	byName := blame(p.fleet, named)
+	if p.widen(&byName, named); byName.Allow != `allow("https://web.example:8443", only = ["b", "a"])` {
+		t.Errorf("by its name: %s", byName.Allow)
 	}
 	for _, c := range []struct{ protocol, unit, allow string }{
 		{"tcp", "a", `allow("tcp://10.0.0.1:1", only = ["b", "a"])`},

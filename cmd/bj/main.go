@@ -109,6 +109,7 @@ func interruptible(parent context.Context, e *env) (context.Context, func()) {
 			select {
 			case <-signals:
 				if !e.patient.Load() {
+					e.say("interrupted again: not waiting; machines end with bj, and the next bj removes what is left of them")
 					os.Exit(exitInterrupted)
 				}
 			case <-done:

@@ -122,6 +122,68 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// A second signal stops waiting, and says so: what ran ends with bj, and the next
+// bj removes what is left of it.
+func TestInterruptTwice(t *testing.T) {
+	cmd, stdout, stderr := startSleepy(t)
+	lease := ""
+	for events := event.NewDecoder(stdout); ; {
+		e, err := events.Next()
+		if err != nil { // the stream is cut off
+			break
+		}
+		switch e.Event {
+		case event.Lease:
+			lease = e.Text
+		case event.StepStarted:
+			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+				if err := cmd.Process.Signal(sig); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if code := wait(t, cmd); code != exitInterrupted || lease == "" {
+		t.Fatalf("exit code %d after two signals, lease %q\n%s", code, lease, stderr)
+	}
+	if !strings.Contains(stderr.String(), "bj: interrupted again: not waiting; ") {
+		t.Errorf("stderr does not say what happens:\n%s", stderr)
+	}
+	members := func() (found string) {
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			dirs, _ := filepath.Glob(pattern + lease)
+			for _, dir := range dirs {
+				filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+					if err == nil && d.Name() == "cgroup.procs" {
+						data, _ := os.ReadFile(path)
+						found += string(data)
+					}
+					return nil
+				})
+			}
+		}
+		return found
+	}
+	for deadline := time.Now().Add(15 * time.Second); members() != ""; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s has outlived bj: processes %q", lease, members())
+		}
+	}
+	next, stdout, stderr := startSleepy(t)
+	for events := event.NewDecoder(stdout); ; {
+		e, err := events.Next()
+		if err != nil {
+			break
+		}
+		if e.Event == event.Lease {
+			next.Process.Signal(os.Interrupt)
+		}
+	}
+	if code := wait(t, next); code != exitInterrupted || !strings.Contains(stderr.String(), lease) {
+		t.Errorf("exit code %d, and the next bj does not say that it removed %s:\n%s", code, lease, stderr)
+	}
+}
+
 // A reader that goes away ends the run: environments are torn down, and it is
 // an error of writing, not a death by signal.
 func TestReaderGone(t *testing.T) {

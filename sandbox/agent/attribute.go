@@ -106,7 +106,7 @@ func split(f sandbox.Flow, by []Attempt) []sandbox.Flow {
 		f.Origin, f.Running = &o, by[0].Running
 		return []sandbox.Flow{f}
 	}
-	slices.SortStableFunc(by, func(a, b Attempt) int { return cmp.Compare(b.Count, a.Count) })
+	slices.SortStableFunc(by, func(a, b Attempt) int { return cmp.Or(cmp.Compare(b.Count, a.Count), b.Last.Compare(a.Last)) })
 	var all int64
 	for _, a := range by {
 		all += a.Count
