@@ -29,7 +29,8 @@ func reportCommand() *command {
 		short: "joins the reports of shards, as if one run had written them",
 		long: `each folder is what bj test --report wrote, or holds such folders. every recipe
 counts once: the worse verdict, where two reports have one. shards that are
-missing, and recipes without a verdict because their run was cut off, are errors.
+missing, folders without a report, and recipes without a verdict because their
+run was cut off, are errors.
 the exit code is what bj test would have had.`,
 		example: `  bj test //... --shard 2/4 --report out/2
   bj report merge out --junit junit.xml`,
@@ -50,11 +51,15 @@ func runMerge(ctx context.Context, e *env, args []string, junitFile, results str
 	if len(args) == 1 {
 		return usage("bj report merge out/*", "bj report merge needs the folders that bj test --report wrote")
 	}
-	folders, err := reportFolders(e, args[1:])
+	folders, empty, err := reportFolders(e, args[1:])
 	if err != nil {
 		return err
 	}
 	m := merger{runs: map[string][]*mergedRun{}}
+	for _, dir := range empty {
+		m.said = append(m.said, fmt.Sprintf("%s holds no report: there is no events.jsonl", dir))
+		m.unknown = append(m.unknown, dir+" holds no report")
+	}
 	for _, dir := range folders {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -96,32 +101,37 @@ func runMerge(ctx context.Context, e *env, args []string, junitFile, results str
 	return exit(run.ExitCode(m.totals, m.interrupted))
 }
 
-// reportFolders returns the folders of reports that args name: each once.
-func reportFolders(e *env, args []string) ([]string, error) {
-	var folders []string
+// reportFolders returns the folders of reports that args name, each once, and
+// those folders among args that hold none: whoever was to write there did not.
+func reportFolders(e *env, args []string) (folders, empty []string, err error) {
 	for _, arg := range args {
 		dir, err := filepath.Abs(e.path(arg))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		found := []string{dir}
 		if _, err := os.Stat(filepath.Join(dir, "events.jsonl")); errors.Is(err, fs.ErrNotExist) {
 			below, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*", "events.jsonl"))
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			found = nil
 			for _, file := range below {
 				found = append(found, filepath.Dir(file))
 			}
 		}
-		if len(found) == 0 {
-			return nil, usage("name the folders that bj test --report wrote", "%s holds no report: there is no events.jsonl", arg)
+		if info, err := os.Stat(dir); len(found) == 0 && err == nil && info.IsDir() {
+			empty = append(empty, arg)
+		} else if len(found) == 0 {
+			return nil, nil, usage("name the folders that bj test --report wrote", "%s holds no report: there is no events.jsonl", arg)
 		}
 		folders = append(folders, found...)
 	}
+	if len(folders) == 0 {
+		return nil, nil, usage("name the folders that bj test --report wrote", "%s holds no report: there is no events.jsonl", strings.Join(empty, ", "))
+	}
 	slices.Sort(folders)
-	return slices.Compact(folders), nil
+	return slices.Compact(folders), empty, nil
 }
 
 // escapeGlob makes a pattern that matches dir alone.
@@ -142,6 +152,7 @@ type merger struct {
 	shards      map[int]string          // index → folder
 	count       int                     // of shards
 	said        []string
+	unknown     []string // reports that do not say of whom they are: "out/3 was cut off"
 	totals      event.Totals
 	interrupted bool
 }
@@ -164,7 +175,7 @@ func (m *merger) read(dir string) error {
 		if errors.Is(err, event.ErrCut) {
 			m.said = append(m.said, fmt.Sprintf("the report %s was cut off", dir))
 			if len(mine) == 0 && len(planned) == 0 { // of whom is not known
-				m.lost(fmt.Sprintf("//bj:report %s was cut off", filepath.Base(dir)), "its report was cut off before the first recipe")
+				m.unknown = append(m.unknown, dir+" was cut off")
 			}
 			break
 		}
@@ -266,11 +277,17 @@ func (m *merger) anyShard() string {
 
 // checkShards makes an error of every shard that is missing, and counts.
 func (m *merger) checkShards() error {
+	missing := 0
 	for i := 1; i <= m.count; i++ {
 		if m.shards[i] == "" {
+			missing++
 			m.said = append(m.said, fmt.Sprintf("shard %d of %d is missing", i, m.count))
 			m.lost(fmt.Sprintf("//bj:shard %d of %d", i, m.count), "its report is missing: what its recipes did is not known")
 		}
+	}
+	// Those of the missing shards are told already.
+	for _, words := range m.unknown[min(missing, len(m.unknown)):] {
+		m.lost("//bj:report "+words, "what its recipes did is not known")
 	}
 	for _, runs := range m.runs {
 		for _, r := range runs {
@@ -321,6 +338,13 @@ func keepRecords(folders []string, results string) error {
 			x, err := event.ParseRecord(data)
 			if err != nil {
 				return fmt.Errorf("reading the result %s: %w", file, err)
+			}
+			there, err := event.Records(results, x.Recipe)
+			if err != nil {
+				return err
+			}
+			if slices.ContainsFunc(there, func(y event.Record) bool { return y.Start.Equal(x.Start) && y.End.Equal(x.End) && y.Digest == x.Digest }) {
+				continue // it was kept before
 			}
 			if err := x.Write(results); err != nil {
 				return fmt.Errorf("recording the run of %s: %w", x.Recipe, err)
