@@ -140,9 +140,6 @@ func (l *lab) must(what string, err error) {
 	}
 }
 
-// labResolver is whom the lab asks for names.
-const labResolver = "192.0.2.10"
-
 // mounts hides this machine's folders behind those of somebody with secrets.
 func (l *lab) mounts() {
 	l.must("making mounts private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
@@ -157,20 +154,6 @@ func (l *lab) mounts() {
 		l.must("writing a secret", os.WriteFile(path, []byte(hostSecret+"\n"), 0o644))
 	}
 	l.t.Cleanup(func() { os.RemoveAll("/tmp/bj-verdicts-host") })
-	// Who asks the host's resolver asks the lab's.
-	own := filepath.Join("/mnt", "resolv.conf")
-	l.must("writing resolv.conf", os.WriteFile(own, []byte("nameserver "+labResolver+"\n"), 0o644))
-	at, err := os.Readlink("/etc/resolv.conf")
-	if err != nil {
-		at = "/etc/resolv.conf"
-	} else if !filepath.IsAbs(at) {
-		at = filepath.Join("/etc", at)
-	}
-	if _, err := os.Stat(at); err != nil { // in a folder that was hidden
-		l.must("making a folder", os.MkdirAll(filepath.Dir(at), 0o755))
-		l.must("making resolv.conf", os.WriteFile(at, nil, 0o644))
-	}
-	l.must("mounting resolv.conf", unix.Mount(own, at, "", unix.MS_BIND, ""))
 }
 
 // network makes production: addresses on loopback, and servers.

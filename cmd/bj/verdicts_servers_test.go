@@ -11,8 +11,11 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -29,26 +32,44 @@ var labNames = map[string]string{"web.lab.internal.": "192.0.2.10", "far.lab.int
 // labFar is the address of another host.
 const labFar = "203.0.113.10"
 
-// serveNames answers for labNames.
+// serveNames answers for labNames: at 192.0.2.10, and in the place of whom this
+// host asks for names.
 func (l *lab) serveNames() {
-	c, err := net.ListenPacket("udp", net.JoinHostPort(labResolver, "53"))
-	l.must("listening for questions", err)
-	if err != nil {
-		return
-	}
-	s := &dns.Server{PacketConn: c, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		m := new(dns.Msg).SetReply(q)
-		address, known := labNames[strings.ToLower(q.Question[0].Name)]
-		if !known {
-			m.Rcode = dns.RcodeNameError
-		} else if q.Question[0].Qtype == dns.TypeA {
-			l.note("dns " + strings.TrimSuffix(q.Question[0].Name, "."))
-			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.ParseIP(address)}}
+	lo, err := netlink.LinkByName("lo")
+	l.must("finding lo", err)
+	text, err := os.ReadFile("/etc/resolv.conf")
+	l.must("reading whom this host asks for names", err)
+	at := []string{"192.0.2.10"}
+	for _, m := range regexp.MustCompile(`(?m)^nameserver\s+([0-9a-fA-F.:]+)\s*$`).FindAllSubmatch(text, -1) {
+		if a, err := netip.ParseAddr(string(m[1])); err == nil && !slices.Contains(at, a.String()) {
+			at = append(at, a.String())
+			if !a.IsLoopback() && lo != nil {
+				l.must("adding "+a.String(), netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}))
+			}
 		}
-		w.WriteMsg(m)
-	})}
-	go s.ActivateAndServe()
-	l.t.Cleanup(func() { c.Close() })
+	}
+	for _, a := range at {
+		c, err := net.ListenPacket("udp", net.JoinHostPort(a, "53"))
+		l.must("listening for questions", err)
+		if err != nil {
+			continue
+		}
+		s := &dns.Server{PacketConn: c, Handler: dns.HandlerFunc(l.answer)}
+		go s.ActivateAndServe()
+		l.t.Cleanup(func() { c.Close() })
+	}
+}
+
+func (l *lab) answer(w dns.ResponseWriter, q *dns.Msg) {
+	m := new(dns.Msg).SetReply(q)
+	address, known := labNames[strings.ToLower(q.Question[0].Name)]
+	if !known {
+		m.Rcode = dns.RcodeNameError
+	} else if q.Question[0].Qtype == dns.TypeA {
+		l.note("dns " + strings.TrimSuffix(q.Question[0].Name, "."))
+		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.ParseIP(address)}}
+	}
+	w.WriteMsg(m)
 }
 
 // serveWeb answers every request at 192.0.2.10:8080, and every hello of TLS at
