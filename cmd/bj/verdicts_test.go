@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bj/run/event"
 )
 
@@ -407,13 +409,18 @@ func TestVerdictsInWords(t *testing.T) {
 }
 
 // TestVerdictsByName holds that the tag manual keeps a recipe from patterns
-// with wildcards, and from those alone.
+// with wildcards, and from those alone. Its host is a container's, whose engine
+// has mounted a file over one of /etc.
 func TestVerdictsByName(t *testing.T) {
 	workspace := workspaceOf(t, "testdata/verdicts")
 	w := readWants(t, workspace)
 	modes(t, func(t *testing.T, asRoot bool) {
 		const label = "//misc:only_when_named_manual"
 		l := newLab(t)
+		l.do(func() {
+			l.must("mounting over /etc/passwd", unix.Mount("/etc/passwd", "/etc/passwd", "", unix.MS_BIND, ""))
+			l.before = l.state()
+		})
 		r := bjTest(t, l, workspace, asRoot, label)
 		r.check(w, asRoot, func(l string) bool { return l == label })
 		l.checkLeftovers(r.leases)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -229,7 +230,63 @@ func (b *rootBuilder) overlay(top string, lower []string) error {
 			return err
 		}
 	}
+	err := mountOver(top, slices.Clone(lower), upper, scratch, target)
+	from := filepath.Join(b.m.Base.Dir, top)
+	i := slices.Index(lower, from)
+	if !errors.Is(err, unix.EINVAL) || i < 0 {
+		return err
+	}
+	// An ordinary user lays nothing over a folder below which something else is
+	// mounted, as engines of containers do with files of /etc. A copy will do.
+	if lower[i] = stage + "/lower/" + top; copyTop(from, lower[i]) != nil {
+		return err
+	}
 	return mountOver(top, lower, upper, scratch, target)
+}
+
+// maxCopied bounds what is copied of a folder of the host, in MiB.
+const maxCopied = 64
+
+// copyTop copies what may be read of a folder of the host into memory of its own.
+func copyTop(from, to string) error {
+	if err := os.Mkdir(to, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", to, "tmpfs", 0, fmt.Sprintf("mode=0755,size=%dm", maxCopied)); err != nil {
+		return err
+	}
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		target := to + strings.TrimPrefix(path, from)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return nil
+		case err != nil || path == from:
+			return err
+		case d.Type() == fs.ModeSymlink:
+			link, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(link, target)
+		case !d.IsDir() && !d.Type().IsRegular():
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.Mkdir(target, info.Mode().Perm()|0o700)
+		}
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(target, data, info.Mode().Perm())
+	})
 }
 
 // mountOver mounts upper over the lower folders, the first on top.
