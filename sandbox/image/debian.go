@@ -38,6 +38,9 @@ func (s *Store) debianRoot(ctx context.Context, i *sandbox.Image, progress func(
 		if err != nil {
 			return made{}, hint(fmt.Errorf("an image of Debian packages: %w", err), "apt-get install mmdebstrap")
 		}
+		if err := roomForImage(work); err != nil {
+			return made{}, err
+		}
 		start := time.Now()
 		progress(fmt.Sprintf("making a root of Debian %s with %s", release, count(len(packages), "package")))
 		out := filepath.Join(work, "root.tar")

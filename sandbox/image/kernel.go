@@ -86,6 +86,9 @@ func (s *Store) debianKernel(ctx context.Context, progress func(string)) (Kernel
 		return Kernel{}, hint(fmt.Errorf("the host's kernel cannot be read, and Debian's needs apt: %w", err), "make /boot/vmlinuz-$(uname -r) readable, or run bj on Debian")
 	}
 	m, err := s.cached(ctx, fmt.Sprintf("kernel 1 of Debian %s for %s", suite(), runtime.GOARCH), progress, func(work string) (made, error) {
+		if err := roomForImage(work); err != nil {
+			return made{}, err
+		}
 		start := time.Now()
 		deb, err := a.kernel(ctx, work)
 		if err != nil {

@@ -283,11 +283,30 @@ func watchRoom(dirs ...string) (short func() string) {
 	return func() string { close(stop); return <-found }
 }
 
+// leastImage is how much room, in bytes, it takes to make a root of Debian's
+// packages or to unpack a kernel, at the very least.
+const leastImage = 256 << 20
+
+// roomForImage refuses to begin what cannot end well: apt waits for minutes on a
+// full disk, and says little then.
+func roomForImage(dir string) error {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("asking how much room there is in %s: %w", dir, err)
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < leastImage {
+		return full(dir, fmt.Errorf("%d MiB are left, and images take %d or more", free>>20, leastImage>>20))
+	}
+	return nil
+}
+
 // full says of an error that the disk of dir was full, or that some disk was, if
 // the error says so itself.
 func full(dir string, err error) error {
 	text := err.Error()
 	switch {
+	case strings.Contains(text, " is full: "):
+		return err
 	case dir != "":
 		dir = "the disk of " + dir
 	case errors.Is(err, syscall.ENOSPC) || strings.Contains(text, "No space left") || strings.Contains(text, "enough free space"):

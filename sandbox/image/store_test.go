@@ -226,6 +226,32 @@ esac
 	refused(t, &Store{Dir: t.TempDir(), Env: []string{"PATH=/nonexistent"}}, sandbox.Tool{Name: "prog", Target: "//x:prog"}, "no bazel", "--tool prog=PATH")
 }
 
+// TestSmallDisk holds that nobody waits for what cannot end well.
+func TestSmallDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk needs root")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	s := &Store{Dir: dir}
+	for what, make := range map[string]func() error{
+		"a root":   func() error { _, err := s.Root(t.Context(), Standard(), func(string) {}); return err },
+		"a kernel": func() error { _, err := s.debianKernel(t.Context(), func(string) {}); return err },
+	} {
+		start := time.Now()
+		err := make()
+		if e := sandbox.AsError(err, sandbox.CodeLease); err == nil || !strings.Contains(e.Error(), " is full: ") || !strings.Contains(e.Error(), "images take 256 or more") || !strings.Contains(e.Hint, "BJ_CACHE") {
+			t.Errorf("%s: %v, hint %q", what, err, e.Hint)
+		}
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("%s: that took %s", what, took)
+		}
+	}
+}
+
 // TestFullDisk holds that what could not be made on a full disk says so, and what
 // mends it, however the program that found out put it.
 func TestFullDisk(t *testing.T) {
