@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,5 +131,32 @@ timeout 2 bash -c 'cat </dev/tcp/10.9.9.9/%[1]d' || echo dark`, port))
 		if out != want {
 			t.Errorf("port %d: %q, want %q", port, out, want)
 		}
+	}
+}
+
+// What keeps leases from being written is said, with what mends it.
+func TestLeasesAreWritten(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk needs root")
+	}
+	full := t.TempDir()
+	if err := syscall.Mount("tmpfs", full, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(full, syscall.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(full, "all"), make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for dir, hint := range map[string]string{
+		full:            "the disk of leases is full: df -h " + full,
+		"/proc/self/bj": "the folder of leases must be writable: /proc/self/bj",
+	} {
+		err := sandbox.Try(t.Context(), New(Options{State: dir}), sandbox.Policy{})
+		if e := sandbox.AsError(err, ""); err == nil || e.Code != sandbox.CodeLease || e.Hint != hint {
+			t.Errorf("%s: %v, hint %q", dir, err, e.Hint)
+		}
+	}
+	if left, err := os.ReadDir(full); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v is left", left, err)
 	}
 }
