@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -175,10 +176,11 @@ func (e *environment) withWords(err error) error {
 	for deadline := time.Now().Add(200 * time.Millisecond); e.stderr.String() == "" && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
-	if s := e.stderr.String(); s != "" {
-		return fmt.Errorf("%w: %s", err, s)
+	s := strings.TrimPrefix(e.stderr.String(), "bj: error: ")
+	if s == "" || strings.Contains(err.Error(), s) {
+		return err
 	}
-	return err
+	return fmt.Errorf("%w: %s", err, s)
 }
 
 // idBase returns the first of 65,536 ids of the host that no account has: a

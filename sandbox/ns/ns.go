@@ -338,12 +338,17 @@ func explain(err error) error {
 	case strings.Contains(text, "mounting memory over") && strings.Contains(text, "no such device"):
 		e.Hint = "modprobe overlay; where there is no such module, run a kernel that has it (CONFIG_OVERLAY_FS)"
 	case strings.Contains(text, "mounting memory over") && strings.Contains(text, "invalid argument"):
-		e.Hint = "run Linux 5.19 or later: older ones lay nothing over folders whose ids are mapped; or unmount what is mounted below that folder, which keeps an ordinary user from it"
-		if below := mountedBelow(hostTops); below != "" && os.Geteuid() != 0 {
-			e.Hint = "an ordinary user can lay nothing over a folder with a mount in it: umount " + below + ", or run bj as root"
-		}
+		e.Hint = mendOverlay(os.Geteuid() != 0)
 	}
 	return e
+}
+
+// mendOverlay says what lets this user lay memory over the host's folders.
+func mendOverlay(ordinary bool) string {
+	if below := mountedBelow(hostTops); below != "" && ordinary {
+		return "an ordinary user can lay nothing over a large folder with a mount in it: umount " + below + ", or run bj as root"
+	}
+	return "run Linux 5.19 or later: older ones lay nothing over folders whose ids are mapped"
 }
 
 // mountedBelow returns a mount in one of the top-level folders, or "".

@@ -352,7 +352,11 @@ func useRights() error {
 func tryOverlay(mounts []string) sandbox.Part {
 	part := sandbox.Part{Name: "overlay", Text: "machines write to memory laid over read-only folders", Vital: true}
 	err := overlay(mounts)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		// Here everybody is root: who comes without a mount of the host's is not.
+		err = &sandbox.Error{Code: sandbox.CodeLease, Err: err, Hint: mendOverlay(len(mounts) == 0)}
+	case err != nil:
 		err = explain(err)
 	}
 	return part.With(err, "some was")

@@ -35,6 +35,9 @@ var plants = map[string]func() error{
 	"no unshare": func() error {
 		return errors.Join(refuse(unix.SYS_CLONE, 0, unix.CLONE_NEWUSER, unix.EPERM), refuse(unix.SYS_CLONE3, -1, 0, unix.ENOSYS))
 	},
+	"ordinary, a mount": func() error {
+		return errors.Join(mountBelowUsr(), becomeOrdinary())
+	},
 	"ordinary, no cores": func() error {
 		return errors.Join(unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}), becomeOrdinary())
 	},
@@ -46,6 +49,12 @@ var plants = map[string]func() error{
 // limitTo0 allows no more namespaces of a kind below this process's own.
 func limitTo0(kind string) error {
 	return os.WriteFile("/proc/sys/user/max_"+kind+"_namespaces", []byte("0"), 0)
+}
+
+// mountBelowUsr mounts a file of /usr over itself, for this process alone.
+func mountBelowUsr() error {
+	const file = "/usr/bin/env"
+	return errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount(file, file, "", unix.MS_BIND, ""))
 }
 
 func becomeOrdinary() error {
@@ -180,6 +189,12 @@ limits: an ordinary user's machines have all of the host's | run bj as root
 only=: an ordinary user has no cgroups | run bj as root
 lease: user namespaces are off | sysctl -w user.max_user_namespaces=15000`,
 		"no cores": ``,
+		"ordinary, a mount": `
+overlay: mounting memory over /usr: invalid argument | an ordinary user can lay nothing over a large folder with a mount in it: umount /usr/
+ids: newuidmap is not on PATH | apt-get install uidmap
+limits: an ordinary user's machines have all of the host's | run bj as root
+only=: an ordinary user has no cgroups | run bj as root
+lease: mounting memory over /usr: invalid argument | an ordinary user can lay nothing over a large folder with a mount in it: umount /usr/`,
 		"ordinary, no cores": `
 ids: newuidmap is not on PATH | apt-get install uidmap
 limits: an ordinary user's machines have all of the host's | run bj as root
@@ -224,6 +239,9 @@ func planted(t *testing.T, plant string) []found {
 	}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
+	if strings.Contains(plant, "a mount") {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	}
 	out, err := cmd.Output()
 	line, _, _ := strings.Cut(string(out), "\n")
 	var list []found
