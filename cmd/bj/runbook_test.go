@@ -62,7 +62,7 @@ func checkLinks(t *testing.T, pages map[string]string) {
 			if file == "" {
 				file = name
 			}
-			page, ok := pages[file]
+			_, ok := pages[file]
 			if !ok {
 				t.Errorf("%s links to %s, which is not there", name, m[1])
 				continue
