@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -326,6 +328,9 @@ func (a *attacker) bypass() {
 		}
 	}
 	for _, x := range otherCalls() {
+		if os.Getenv(ownKernel) != "" && strings.Contains(x.name, "process 1") {
+			continue // it would stand still, and with it this program's output
+		}
 		a.try(x.name, func() error {
 			n, err := x.call()
 			if err == nil {
