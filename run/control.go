@@ -59,8 +59,13 @@ func openControl(s *site) (*control, *failure) {
 func (c *control) close() { c.empty.close() }
 
 // again looks at the empty machines as often as the recipe's own were looked at,
-// and once at least, now that as much time has passed on them.
+// and once at least, now that as much time has passed on them. What was cut off
+// was no look. It has as much time as the recipe's own looks took, whatever the
+// first one has used up: on a slow host those were slow, too.
 func (c *control) again() *failure {
+	for i, v := range c.validations {
+		c.left[i] = max(c.left[i], c.of.took[v])
+	}
 	for first := true; ; first = false {
 		more := false
 		due := func(i int) bool { return first || c.looks[i] < c.of.looks[c.validations[i]] }
@@ -90,7 +95,9 @@ func (c *control) look(due func(i int) bool) *failure {
 			defer cancel()
 			ok, tries := c.empty.round(ctx, v)
 			c.left[i] -= time.Since(start)
-			c.looks[i]++
+			if ok || ctx.Err() == nil {
+				c.looks[i]++
+			}
 			if ok {
 				c.held[i], c.shown[i] = true, tries[0].out.end()
 			}

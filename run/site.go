@@ -67,7 +67,8 @@ type site struct {
 	mu       sync.Mutex
 	daemons  []*daemon // that are up; under mu
 	captures map[string]string
-	looks    map[*fleet.Validation]int // rounds that each validation took
+	looks    map[*fleet.Validation]int           // rounds that each validation took
+	took     map[*fleet.Validation]time.Duration // and how long they were, without the pauses
 	blocked  blockedLog
 	root     string
 	free     []string
@@ -93,7 +94,7 @@ func (m *machine) lost() bool {
 func newSite(parent context.Context, p *Plan, v *voice, provider sandbox.Provider, tools toolFiles, dial dialer) *site {
 	s := &site{
 		parent: parent, plan: p, policy: p.Policy, voice: v, provider: provider, tools: tools, dial: dial, mask: v.mask,
-		machines: map[string]*machine{}, captures: map[string]string{}, looks: map[*fleet.Validation]int{},
+		machines: map[string]*machine{}, captures: map[string]string{}, looks: map[*fleet.Validation]int{}, took: map[*fleet.Validation]time.Duration{},
 		deadline: time.Now().Add(p.Recipe.Within + 30*time.Minute),
 	}
 	s.life, s.fail = context.WithCancelCause(parent)

@@ -70,6 +70,7 @@ func (s *site) rounds(ctx context.Context, v *fleet.Validation, start time.Time)
 	for {
 		began := time.Now()
 		ok, tries := s.round(limit, v)
+		s.took[v] += time.Since(began)
 		if f := stopped(ctx); f != nil {
 			return false, n, last, f
 		}
