@@ -60,11 +60,11 @@ func (c *control) close() { c.empty.close() }
 
 // again looks at the empty machines as often as the recipe's own were looked at,
 // and once at least, now that as much time has passed on them. What was cut off
-// was no look. It has as much time as the recipe's own looks took, whatever the
-// first one has used up: on a slow host those were slow, too.
+// was no look. There is half again as much time as the recipe's own looks took,
+// whatever the first one has used up: on a slow host those were slow, too.
 func (c *control) again() *failure {
 	for i, v := range c.validations {
-		c.left[i] = max(c.left[i], c.of.took[v])
+		c.left[i] = max(c.left[i], c.of.took[v]*3/2)
 	}
 	for first := true; ; first = false {
 		more := false
@@ -79,7 +79,7 @@ func (c *control) again() *failure {
 			return f
 		}
 	}
-	return c.verdict("when it is tried again there: trying it, or another one, makes true what it looks at, so it proves nothing")
+	return c.verdict("when it is tried again there: it takes its time, or trying it, or another one, makes true what it looks at, so it proves nothing")
 }
 
 // look tries those validations once that are due and have time left.

@@ -87,7 +87,7 @@ func TestVacuous(t *testing.T) {
 		"makes it true":     {"count n 2", nil, "error vacuous", []string{"makes true what it looks at"}},
 		"takes three looks": {"count n 3", nil, "error vacuous", []string{"makes true what it looks at"}},
 		"holds slowly":      {"sleep 9s", nil, "error vacuous", nil},
-		"holds too late":    {"sleep 11s", nil, "recovered", nil},
+		"holds late":        {"sleep 11s", nil, "error vacuous", []string{"it takes its time", "makes true what it looks at"}},
 		"hangs, then holds": {"test ready", nil, "recovered", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
