@@ -97,6 +97,10 @@ type watcher struct {
 	self    int
 	done    sync.WaitGroup
 
+	// noting is held to read while a call is being noted: whoever asks what was
+	// tried waits until what has happened by then is known.
+	noting sync.RWMutex
+
 	mu   sync.Mutex
 	seen map[attemptKey]*Attempt
 
@@ -245,16 +249,18 @@ func (w *watcher) run(notify int) {
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(notify), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&n))); errno != 0 {
 			continue // it was killed meanwhile
 		}
+		at := time.Now() // by which attempts are in order, whichever handler is done first
 		slots <- struct{}{}
+		w.noting.RLock()
 		handlers.Go(func() {
-			defer func() { <-slots }()
+			defer func() { w.noting.RUnlock(); <-slots }()
 			found := w.look(&n)
 			r := response{id: n.id, flags: continueFlag}
 			unix.Syscall(unix.SYS_IOCTL, uintptr(notify), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
 			for i := range found {
 				found[i].bound()
 			}
-			w.add(found)
+			w.add(found, at)
 		})
 	}
 }
@@ -490,17 +496,21 @@ func (w *watcher) readProc(pid int, name string) []byte {
 	return b
 }
 
-// add counts attempts.
-func (w *watcher) add(found []Attempt) {
-	now := time.Now()
+// add counts attempts that were made at a time.
+func (w *watcher) add(found []Attempt, at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range found {
 		k := attemptKey{a.Protocol, a.To, a.Path, a.Origin.Exe, strings.Join(a.Origin.Argv, "\x00"), a.Origin.Unit}
 		if old := w.seen[k]; old != nil {
 			old.Count++
-			old.Last = now
-			old.Origin, old.born = a.Origin, a.born // the last one is most likely to live still
+			if at.Before(old.First) {
+				old.First = at
+			}
+			if !at.Before(old.Last) {
+				old.Last = at
+				old.Origin, old.born = a.Origin, a.born // the last one is most likely to live still
+			}
 			old.Ports = append(old.Ports, a.Ports...)
 			old.Ports = old.Ports[max(0, len(old.Ports)-maxPorts):]
 			continue
@@ -508,7 +518,7 @@ func (w *watcher) add(found []Attempt) {
 		if len(w.seen) >= maxAttempts {
 			w.forgetOldest()
 		}
-		a.Count, a.First, a.Last = 1, now, now
+		a.Count, a.First, a.Last = 1, at, at
 		w.seen[k] = &a
 	}
 }
@@ -530,6 +540,7 @@ func (w *watcher) forgetOldest() {
 
 // list returns all attempts, in order of first sight.
 func (w *watcher) list() []Attempt {
+	w.noting.Lock()
 	w.mu.Lock()
 	out := make([]Attempt, 0, len(w.seen))
 	for _, a := range w.seen {
@@ -538,6 +549,7 @@ func (w *watcher) list() []Attempt {
 		out = append(out, b)
 	}
 	w.mu.Unlock()
+	w.noting.Unlock()
 	for i := range out {
 		out[i].Running = out[i].born != "" && w.born(out[i].Origin.PID) == out[i].born
 	}

@@ -116,7 +116,7 @@ func TestTriedMany(t *testing.T) {
 	for i := range 8 {
 		all.Go(func() {
 			for j := range 2000 {
-				w.add([]Attempt{{Protocol: "tcp", To: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i), byte(j >> 8), byte(j)}), 1)}})
+				w.add([]Attempt{{Protocol: "tcp", To: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i), byte(j >> 8), byte(j)}), 1)}}, time.Now())
 			}
 		})
 	}
