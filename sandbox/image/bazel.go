@@ -22,14 +22,14 @@ func (s *Store) bazel(ctx context.Context, t sandbox.Tool, progress func(string)
 		}
 	}
 	progress(fmt.Sprintf("building %s from %s", t.Name, t.Target))
-	if _, err := (command{s.Workspace, env, []string{cmd, "build", t.Target}}).run(ctx); err != nil {
+	if _, err := (command{Dir: s.Workspace, Env: env, Argv: []string{cmd, "build", t.Target}}).run(ctx); err != nil {
 		return nil, err
 	}
-	out, err := command{s.Workspace, env, []string{cmd, "cquery", "--output=files", t.Target}}.run(ctx)
+	out, err := command{Dir: s.Workspace, Env: env, Argv: []string{cmd, "cquery", "--output=files", t.Target}}.run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	root, err := command{s.Workspace, env, []string{cmd, "info", "execution_root"}}.run(ctx)
+	root, err := command{Dir: s.Workspace, Env: env, Argv: []string{cmd, "info", "execution_root"}}.run(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -158,7 +158,7 @@ func (a *apt) make(ctx context.Context, work string) (made, error) {
 		sums = append(sums, sum)
 		// Each on its own first: a package may write through another's link.
 		part := filepath.Join(work, "part")
-		if _, err := (command{work, a.env, []string{a.unpack, "-x", deb, part}}).run(ctx); err != nil {
+		if _, err := (command{Dir: work, Env: a.env, Argv: []string{a.unpack, "-x", deb, part}}).run(ctx); err != nil {
 			return made{}, err
 		}
 		if err := overlay(part, tree); err != nil {
@@ -167,7 +167,7 @@ func (a *apt) make(ctx context.Context, work string) (made, error) {
 		if err := removeAll(part); err != nil {
 			return made{}, err
 		}
-		name, err := command{work, a.env, []string{a.unpack, "-f", deb, "Package", "Version"}}.run(ctx)
+		name, err := command{Dir: work, Env: a.env, Argv: []string{a.unpack, "-f", deb, "Package", "Version"}}.run(ctx)
 		if err != nil {
 			return made{}, err
 		}
@@ -232,7 +232,7 @@ func (a *apt) download(ctx context.Context, work string) ([]string, error) {
 		return nil, err
 	}
 	a.progress("fetching the Debian package " + a.pkg)
-	install := command{work, a.env, []string{a.get, "install", "--download-only", "--yes", "--quiet", "--no-install-recommends",
+	install := command{Dir: work, Env: a.env, Argv: []string{a.get, "install", "--download-only", "--yes", "--quiet", "--no-install-recommends",
 		"--reinstall", "--allow-downgrades", "--allow-remove-essential", "--allow-change-held-packages", a.pkg}}
 	_, err = install.run(ctx)
 	if err != nil && !updated && ctx.Err() == nil {
@@ -290,7 +290,7 @@ func (a *apt) prepare(ctx context.Context, work string) (updated bool, err error
 
 func (a *apt) update(ctx context.Context, work string) error {
 	a.progress("fetching Debian's package lists")
-	_, err := command{work, a.env, []string{a.get, "update", "--quiet", "--error-on=any"}}.run(ctx)
+	_, err := command{Dir: work, Env: a.env, Argv: []string{a.get, "update", "--quiet", "--error-on=any"}}.run(ctx)
 	if err != nil {
 		return hint(err, "the first use of a package needs its repository; what is cached needs none")
 	}
@@ -303,7 +303,7 @@ func (a *apt) update(ctx context.Context, work string) error {
 func (a *apt) configure(ctx context.Context, work, archives string) error {
 	dump := ""
 	if cmd, err := lookPath(a.env, "apt-config"); err == nil {
-		if dump, err = (command{work, a.env, []string{cmd, "dump"}}).run(ctx); err != nil {
+		if dump, err = (command{Dir: work, Env: a.env, Argv: []string{cmd, "dump"}}).run(ctx); err != nil {
 			return err
 		}
 	}

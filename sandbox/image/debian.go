@@ -65,7 +65,7 @@ func (s *Store) debianRoot(ctx context.Context, i *sandbox.Image, progress func(
 		}
 		argv = append(argv, release, out)
 		argv = append(argv, sources...)
-		if _, err := (command{work, env, argv}).run(ctx); err != nil {
+		if _, err := (command{Dir: work, Env: env, Argv: argv, Mounts: true}).run(ctx); err != nil {
 			if os.Geteuid() != 0 && strings.Contains(err.Error(), "chroot mode") {
 				return made{}, hint(err, "an ordinary user needs subordinate ids to make a root: apt-get install uidmap, and usermod --add-subuids and --add-subgids")
 			}
@@ -96,7 +96,7 @@ const debianKeys = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // own.
 func aptSources(ctx context.Context, work string, env []string, release string) (sources, options []string, err error) {
 	if config, err := lookPath(env, "apt-config"); err == nil {
-		dump, err := command{work, env, []string{config, "dump"}}.run(ctx)
+		dump, err := command{Dir: work, Env: env, Argv: []string{config, "dump"}}.run(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -112,7 +112,7 @@ func aptSources(ctx context.Context, work string, env []string, release string) 
 	if err != nil {
 		return nil, options, nil
 	}
-	targets, err := command{work, env, []string{get, "indextargets", "--format", "$(IDENTIFIER)|$(SIGNED_BY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"}}.run(ctx)
+	targets, err := command{Dir: work, Env: env, Argv: []string{get, "indextargets", "--format", "$(IDENTIFIER)|$(SIGNED_BY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"}}.run(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -22,6 +22,9 @@ type command struct {
 	Dir  string
 	Env  []string // complete
 	Argv []string
+	// Mounts says that it mounts something. As root, its mounts are its own, and
+	// end together with all that it has started, even if nobody is left to unmount.
+	Mounts bool
 }
 
 // run runs c and returns its stdout. An error holds the end of what it wrote.
@@ -36,6 +39,10 @@ func (c command) run(ctx context.Context) (string, error) {
 	said := &tail{max: 16 << 10}
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.Dir, c.Env, io.MultiWriter(&stdout, said), said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if c.Mounts && os.Geteuid() == 0 { // an ordinary user's are in namespaces already
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // made private by os/exec
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()

@@ -52,13 +52,13 @@ func (s *Store) goModule(ctx context.Context, t sandbox.Tool, progress func(stri
 		if err := os.WriteFile(filepath.Join(mod, "go.mod"), []byte("module bj.invalid/tool\n\ngo 1.21\n"), 0o644); err != nil {
 			return made{}, err
 		}
-		if _, err := (command{mod, env, []string{goCmd, "get", t.Go}}).run(ctx); err != nil {
+		if _, err := (command{Dir: mod, Env: env, Argv: []string{goCmd, "get", t.Go}}).run(ctx); err != nil {
 			if strings.Contains(err.Error(), "does not contain package") {
 				return made{}, hint(err, "write the folder of its package main, such as "+fmt.Sprintf("go = %q", "example.org/module/cmd/"+t.Name+"@"+version))
 			}
 			return made{}, hint(err, "the first build needs the module proxy; a program that is already built can be given with --tool "+t.Name+"=PATH")
 		}
-		m, err := s.goBuild(ctx, work, command{mod, env, []string{goCmd, pkg}}, t.Go+", built with "+goVersion)
+		m, err := s.goBuild(ctx, work, command{Dir: mod, Env: env, Argv: []string{goCmd, pkg}}, t.Go+", built with "+goVersion)
 		if err == nil {
 			progress(fmt.Sprintf("built %s in %s, %s", t.Name, seconds(time.Since(start)), megabytes(m.Size)))
 		}
@@ -107,7 +107,7 @@ func (s *Store) goLocal(ctx context.Context, t sandbox.Tool, progress func(strin
 	}
 	start := time.Now()
 	env = append(slices.Clone(env), "GOTMPDIR="+work)
-	m, err := s.goBuild(ctx, work, command{s.Workspace, env, []string{goCmd, "./" + path.Clean(t.Go)}}, t.Go+" of the workspace, built with "+goVersion)
+	m, err := s.goBuild(ctx, work, command{Dir: s.Workspace, Env: env, Argv: []string{goCmd, "./" + path.Clean(t.Go)}}, t.Go+" of the workspace, built with "+goVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (s *Store) goTool(ctx context.Context, dir string, set ...string) (env []st
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, "", "", err
 	}
-	out, err := command{dir, env, []string{goCmd, "env", "GOVERSION"}}.run(ctx)
+	out, err := command{Dir: dir, Env: env, Argv: []string{goCmd, "env", "GOVERSION"}}.run(ctx)
 	if err != nil {
 		return nil, "", "", err
 	}

@@ -99,7 +99,7 @@ func (s *Store) debianKernel(ctx context.Context, progress func(string)) (Kernel
 			return made{}, err
 		}
 		tree := filepath.Join(work, "tree")
-		if _, err := (command{work, a.env, []string{a.unpack, "-x", deb, tree}}).run(ctx); err != nil {
+		if _, err := (command{Dir: work, Env: a.env, Argv: []string{a.unpack, "-x", deb, tree}}).run(ctx); err != nil {
 			return made{}, err
 		}
 		digest = textDigest("kernel " + digest)
@@ -151,13 +151,13 @@ func (a *apt) kernel(ctx context.Context, work string) (string, error) {
 		if err != nil {
 			return err
 		}
-		text, err := command{work, a.env, []string{cache, "show", "--no-all-versions", a.pkg}}.run(ctx)
+		text, err := command{Dir: work, Env: a.env, Argv: []string{cache, "show", "--no-all-versions", a.pkg}}.run(ctx)
 		if err != nil {
 			return err
 		}
 		for line := range strings.Lines(text) {
 			if m := kernelPackage.FindStringSubmatch(line); m != nil {
-				_, err = command{work, a.env, []string{a.get, "download", "--quiet", m[1]}}.run(ctx)
+				_, err = command{Dir: work, Env: a.env, Argv: []string{a.get, "download", "--quiet", m[1]}}.run(ctx)
 				return err
 			}
 		}

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("end:", err)
 		os.Exit(0)
 	}
+	if dir := os.Getenv(mountsDir); dir != "" {
+		mountAndWait(dir)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
