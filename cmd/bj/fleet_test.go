@@ -68,14 +68,19 @@ func (d *demonstration) run(ctx context.Context, recipes []*fleet.Recipe, n int)
 }
 
 // TestFleetInAnyOrder holds that the demonstration fleet recovers also one
-// recipe after the other, in an order that nobody chose. Several at once, in
-// their own order, is what make test runs as a user would.
+// recipe after the other, in an order that nobody chose; -short does three at
+// once. Several at once, in their own order, is what make test runs as a user
+// would.
 func TestFleetInAnyOrder(t *testing.T) {
 	d := newDemonstration(t, filepath.Join("..", ".."), "//recipes/...")
 	recipes := slices.Clone(d.recipes)
 	seed := rand.Uint64()
 	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(recipes), func(i, j int) { recipes[i], recipes[j] = recipes[j], recipes[i] })
-	for _, r := range d.run(t.Context(), recipes, 1) {
+	jobs := 1
+	if testing.Short() {
+		jobs = 3
+	}
+	for _, r := range d.run(t.Context(), recipes, jobs) {
 		if r.Verdict.Verdict != event.Recovered {
 			t.Errorf("%s, in the order of seed %d: %s: %s", r.Plan.Label(), seed, r.Verdict.Verdict, r.Verdict.Reason)
 		}
