@@ -250,9 +250,9 @@ func (s *site) lateDeath() *failure {
 		default:
 		}
 	}
-	for name, m := range s.machines {
+	for _, m := range s.machines {
 		if m.lost() && m.crashed.Load() == nil && stopped(s.life) == nil {
-			return &failure{code: codeLease, machine: name, message: lostText(name)}
+			return &failure{code: codeLease, machine: m.Name(), message: lostText(m)}
 		}
 	}
 	return stopped(s.life)

@@ -191,6 +191,7 @@ type fakeMachine struct {
 
 func (m *fakeMachine) Name() string          { return m.spec.Name }
 func (m *fakeMachine) Lost() <-chan struct{} { return m.lost }
+func (m *fakeMachine) Why() string           { return "" }
 func (m *fakeMachine) gone() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

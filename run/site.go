@@ -194,25 +194,28 @@ func (s *site) open() *failure {
 
 // watch ends the site's life when a machine, or all of it, is lost.
 func (s *site) watch() {
-	guard := func(lost <-chan struct{}, excused func() bool, what string) {
+	guard := func(lost <-chan struct{}, excused func() bool, what func() string) {
 		s.spawn(&s.watchers, func() {
 			select {
 			case <-s.alive.Done():
 			case <-lost:
 				if !excused() {
-					s.fail(&failure{code: codeLease, message: what})
+					s.fail(&failure{code: codeLease, message: what()})
 				}
 			}
 		})
 	}
-	for name, m := range s.machines {
-		guard(m.Lost(), func() bool { return m.crashed.Load() != nil }, lostText(name))
+	for _, m := range s.machines {
+		guard(m.Lost(), func() bool { return m.crashed.Load() != nil }, func() string { return lostText(m) })
 	}
-	guard(s.env.Lost(), s.allCrashed, "the environment was lost: what holds it up has died")
+	guard(s.env.Lost(), s.allCrashed, func() string { return "the environment was lost: what holds it up has died" })
 }
 
-func lostText(machine string) string {
-	return fmt.Sprintf("the machine %s was lost: it ended, and no fault of the recipe did that", machine)
+func lostText(m *machine) string {
+	if why := m.Why(); why != "" {
+		return fmt.Sprintf("the machine %s was lost: %s", m.Name(), why)
+	}
+	return fmt.Sprintf("the machine %s was lost: it ended, and no fault of the recipe did that", m.Name())
 }
 
 func (s *site) allCrashed() bool {
@@ -334,7 +337,7 @@ func (s *site) gone(ctx context.Context, m *machine, title string, err error) *f
 	}
 	select { // which of the two is known first is chance
 	case <-m.Lost():
-		return &failure{code: codeLease, machine: m.Name(), message: lostText(m.Name())}
+		return &failure{code: codeLease, machine: m.Name(), message: lostText(m)}
 	case <-ctx.Done():
 		return stopped(ctx)
 	case <-time.After(lostPause):

@@ -224,6 +224,9 @@ type Machine interface {
 	Crash(ctx context.Context) error
 	// Lost is closed when the machine is gone: crashed, or dead by itself.
 	Lost() <-chan struct{}
+	// Why says what is known, beyond that it ended, of why a machine is lost, as
+	// half a sentence for people; mostly it is empty.
+	Why() string
 }
 
 // Stream says where a command wrote.

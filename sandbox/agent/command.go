@@ -219,6 +219,12 @@ func (g *guest) oomKills() int64 {
 	if err != nil {
 		return 0
 	}
+	return OOMKills(b)
+}
+
+// OOMKills reads how many processes a memory limit has killed from a cgroup's
+// memory.events or memory.oom_control.
+func OOMKills(b []byte) int64 {
 	for line := range bytes.Lines(b) {
 		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
 			n, _ := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64)

@@ -163,6 +163,7 @@ type guestMachine struct {
 
 func (g *guestMachine) Name() string          { return g.name }
 func (g *guestMachine) Lost() <-chan struct{} { return g.client.Lost() }
+func (g *guestMachine) Why() string           { return panicked(g.console) }
 
 // Start implements sandbox.Machine.
 func (g *guestMachine) Start(ctx context.Context, c sandbox.Command, output func(sandbox.Stream, []byte)) (sandbox.Process, error) {

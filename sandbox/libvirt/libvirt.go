@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -498,13 +499,34 @@ func within(ctx context.Context, d time.Duration, what string) (context.Context,
 }
 
 // lastLines returns the end of a console, for people.
-func lastLines(path string) string {
-	data, err := os.ReadFile(path)
+func lastLines(path string) string { return strings.TrimSpace(consoleEnd(path, 600)) }
+
+// panicked returns the last line in which a machine's kernel gave up, by its
+// console, "" if there is none.
+func panicked(path string) string {
+	last := ""
+	for line := range strings.Lines(consoleEnd(path, 64<<10)) {
+		if _, words, ok := strings.Cut(line, "Kernel panic"); ok {
+			last = "its console says: Kernel panic" + strings.TrimRight(words, "\r\n")
+		}
+	}
+	return last
+}
+
+// consoleEnd returns the last size bytes of what a machine wrote to its console,
+// which may be any amount of anything.
+func consoleEnd(path string, size int64) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
-	text := strings.TrimSpace(string(data[max(0, len(data)-600):]))
-	return strings.ToValidUTF8(text, "?")
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	data, _ := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-size), size))
+	return strings.ToValidUTF8(string(data), "?")
 }
 
 var _ sandbox.Provider = (*Provider)(nil)

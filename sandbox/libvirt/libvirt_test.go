@@ -358,3 +358,22 @@ true`
 		t.Errorf("after a crash: %v", err)
 	}
 }
+
+func TestPanicked(t *testing.T) {
+	console := filepath.Join(t.TempDir(), "console")
+	for _, c := range []struct{ text, want string }{
+		{"[    1.0] booting\r\n", ""},
+		{"Kernel panic - first\r\n" + strings.Repeat("x", 70<<10) + "\r\n[    2.5] Kernel panic - not syncing: Attempted to kill init!\r\nmore", "its console says: Kernel panic - not syncing: Attempted to kill init!"},
+		{"[    2.5] Kernel panic - \xff\xfe", "its console says: Kernel panic - ?"},
+	} {
+		if err := os.WriteFile(console, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := panicked(console); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if got := panicked(console + ".none"); got != "" {
+		t.Errorf("without a console: %q", got)
+	}
+}

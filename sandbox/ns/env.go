@@ -78,7 +78,7 @@ func (e *environment) start(ctx context.Context) error {
 	var conns []net.Conn
 	contents := make([][]sandbox.File, len(e.spec.Machines))
 	for i, m := range e.spec.Machines {
-		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Disk: m.Disk, Base: bases[i]}
+		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Memory: m.Memory, Disk: m.Disk, Base: bases[i]}
 		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.Name, m, req.IDs[0].First, e.spec.Policy.Units); err != nil {
 			return err
 		}
@@ -126,7 +126,7 @@ func (e *environment) start(ctx context.Context) error {
 			}
 		}()
 		conns = append(conns, conn)
-		e.machines = append(e.machines, &guest{env: e, index: i, name: m.Name})
+		e.machines = append(e.machines, &guest{env: e, index: i, name: m.Name, events: config.Events})
 		req.Machines = append(req.Machines, config)
 	}
 	ours, theirs, err := hub.SocketPair()
@@ -265,10 +265,24 @@ type guest struct {
 	index  int
 	name   string
 	client *agent.Client
+	events string // file that counts what its memory limit has ended; "": none
 }
 
 func (g *guest) Name() string          { return g.name }
 func (g *guest) Lost() <-chan struct{} { return g.client.Lost() }
+
+// Why implements sandbox.Machine. When the memory limit has ended every command
+// and the files in memory take all of it still, the kernel ends the agent.
+func (g *guest) Why() string {
+	if g.events == "" {
+		return ""
+	}
+	b, err := os.ReadFile(g.events)
+	if n := agent.OOMKills(b); err == nil && n > 0 {
+		return fmt.Sprintf("it ran out of its %d MiB of memory, to which the files in its /dev/shm and on its disk count, and the kernel ended %d of its processes", g.env.spec.Machines[g.index].Memory>>20, n)
+	}
+	return ""
+}
 
 func (g *guest) Start(ctx context.Context, c sandbox.Command, output func(sandbox.Stream, []byte)) (sandbox.Process, error) {
 	if !g.env.Sealed() {

@@ -160,3 +160,23 @@ func TestLeasesAreWritten(t *testing.T) {
 		t.Errorf("%v, %v is left", left, err)
 	}
 }
+
+func TestWhyLost(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "memory.oom_control")
+	g := &guest{events: file, env: &environment{spec: sandbox.Spec{Machines: []sandbox.MachineSpec{{Memory: 64 << 20}}}}}
+	for _, c := range []struct{ text, want string }{
+		{"oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", ""},
+		{"oom_kill_disable 0\nunder_oom 1\noom_kill 3\n", "it ran out of its 64 MiB of memory"},
+		{"low 0\nhigh 0\nmax 21\noom 1\noom_kill 1\noom_group_kill 0\n", "the kernel ended 1 of its processes"},
+	} {
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.Why(); !strings.Contains(got, c.want) || (c.want == "") != (got == "") {
+			t.Errorf("%q says %q, want %q", c.text, got, c.want)
+		}
+	}
+	if g := (&guest{}); g.Why() != "" {
+		t.Error("without a limit, the limit is why")
+	}
+}

@@ -433,12 +433,16 @@ func (b *rootBuilder) mountDev() error {
 			return fmt.Errorf("linking /dev/%s: %w", name, err)
 		}
 	}
+	shm := "mode=1777"
+	if b.m.Memory > 0 { // else half of the host's
+		shm += fmt.Sprintf(",size=%d", b.m.Memory/2)
+	}
 	for _, m := range []struct {
 		name, kind, opts string
 		flags            uintptr
 	}{
 		{"pts", "devpts", "newinstance,ptmxmode=0666,mode=0620", unix.MS_NOSUID | unix.MS_NOEXEC},
-		{"shm", "tmpfs", "mode=1777", unix.MS_NOSUID | unix.MS_NODEV},
+		{"shm", "tmpfs", shm, unix.MS_NOSUID | unix.MS_NODEV},
 		{"mqueue", "mqueue", "", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
 	} {
 		path := filepath.Join(dev, m.name)

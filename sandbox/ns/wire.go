@@ -27,6 +27,7 @@ type machineConfig struct {
 	Name    string
 	Index   int
 	V4, V6  netip.Addr
+	Memory  int64    // bytes; 0: no limit
 	Disk    int64    // bytes
 	Cgroups []string // folders, on the host, to whose cgroup.procs the machine goes
 	Units   string   // the one of them, in the unified hierarchy, where the agent makes units; "" if none
