@@ -125,11 +125,19 @@ func (s *site) missing(f sandbox.Flow) bool {
 	return err == nil && info.Mode().Type() == fs.ModeSocket
 }
 
-// tellBlocked emits what was blocked since it was last asked.
+// tellBlocked emits what was blocked since it was last asked. Whoever asks for
+// all of it, not only for what was unseen, asks for the last time, and is told if
+// it is not known.
 func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) []sandbox.Flow {
 	flows, err := s.attempts(ctx)
+	if err != nil && !unseenOnly {
+		flows, err = s.attempts(ctx) // what names the cause of a failure is worth a second question
+		if err != nil {
+			s.voice.emit(event.Event{Event: event.Note, Step: title, Text: "what was blocked is not known: " + err.Error()})
+		}
+	}
 	if err != nil {
-		return nil // what is missing now is told at the end, or its error is
+		return nil
 	}
 	for _, f := range s.blocked.fresh(flows, unseenOnly) {
 		b := s.blame(f)

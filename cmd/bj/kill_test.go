@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,9 +151,9 @@ func (l *lab) killed(t *testing.T, dir, home string, moment time.Duration, victi
 	time.Sleep(moment)
 	pid := cmd.Process.Pid
 	if victim != "bj" {
-		inner := childrenOf(pid)
+		inner := hiddenChildrenOf(pid)
 		if victim == "agent" && len(inner) > 0 {
-			inner = childrenOf(inner[0])
+			inner = hiddenChildrenOf(inner[0])
 		}
 		if len(inner) > 0 {
 			pid = inner[0]
@@ -183,6 +184,15 @@ func (l *lab) killed(t *testing.T, dir, home string, moment time.Duration, victi
 		}
 		events = append(events, e)
 	}
+}
+
+// hiddenChildrenOf returns a process's children that are bj's hidden commands: it
+// asks git something as well.
+func hiddenChildrenOf(pid int) []int {
+	return slices.DeleteFunc(childrenOf(pid), func(child int) bool {
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
+		return !bytes.HasPrefix(args, []byte("bj\x00__"))
+	})
 }
 
 // childrenOf returns the processes whose parent is pid.

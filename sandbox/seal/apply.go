@@ -378,9 +378,19 @@ func (c Counters) Used() []sandbox.Use {
 }
 
 // Counters reads what the rules have counted.
-func (t *Table) Counters() (Counters, error) {
+func (t *Table) Counters() (c Counters, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for range 5 {
+		// The kernel breaks a list off when something is changed meanwhile.
+		if c, err = t.counters(); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return c, err
+}
+
+func (t *Table) counters() (Counters, error) {
 	c := Counters{Named: map[string]Counter{}, Frames: map[Frame]Counter{}}
 	if t.read == nil {
 		return c, errors.New("reading counters: the table is closed")
