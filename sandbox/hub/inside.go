@@ -28,6 +28,7 @@ type Inside struct {
 	Cgroup string // the folder below which units have theirs: the root of all cgroups
 
 	canaries canaries
+	watching watching
 
 	mu         sync.Mutex
 	generation uint8
@@ -82,7 +83,7 @@ func (s *Inside) Seal(p sandbox.Policy) error {
 		return explain(p, err)
 	}
 	s.generation = generation
-	if err := watch(0, func(d seal.Drop) {
+	if err := s.watching.watch(0, func(d seal.Drop) {
 		iface := d.In
 		if iface == "" {
 			iface = d.Out
@@ -105,6 +106,9 @@ func (s *Inside) Flows() (Flows, error) {
 	defer s.mu.Unlock()
 	if s.table == nil {
 		return Flows{}, nil
+	}
+	if err := s.watching.failed(); err != nil {
+		return Flows{}, err
 	}
 	c, err := s.table.Counters()
 	if err != nil {
@@ -137,17 +141,34 @@ func Quiet() error {
 	return SetSysctl("ipv4/ping_group_range", "0 65535")
 }
 
+// watching is what looks on at what is dropped.
+type watching struct {
+	mu  sync.Mutex
+	err error
+}
+
+// failed returns why something may have been missed: one that looks on has died.
+func (w *watching) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
 // watch calls f for what is dropped in a namespace. It returns once nothing is
 // missed any more.
-func watch(fd int, f func(seal.Drop)) error {
+func (w *watching) watch(fd int, f func(seal.Drop)) error {
 	ready, failed := make(chan struct{}), make(chan error, 1)
 	go func() {
-		failed <- seal.Watch(context.Background(), fd, logGroup, ready, func(d seal.Drop) {
+		err := seal.Watch(context.Background(), fd, logGroup, ready, func(d seal.Drop) {
 			if d.Protocol == "icmpv6" && d.ICMPType == multicastReport {
 				return // the machine's kernel says which groups it is in, unasked
 			}
 			f(d)
 		})
+		w.mu.Lock()
+		w.err = errors.Join(w.err, err)
+		w.mu.Unlock()
+		failed <- err
 	}()
 	select {
 	case <-ready:

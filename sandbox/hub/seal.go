@@ -37,6 +37,7 @@ type sealer struct {
 	flows      *seal.Flows
 	relay      *gate.Relay
 	policy     sandbox.Policy
+	watching   watching
 }
 
 // applySeal puts p in force. The first time it brings the links up, but only
@@ -253,7 +254,7 @@ func (g *Gateway) watch(machine string, fd int, s *sealer) error {
 	for _, m := range g.machines {
 		byInterface[hubInterface(m.Index)] = m.Name
 	}
-	return watch(fd, func(d seal.Drop) {
+	return s.watching.watch(fd, func(d seal.Drop) {
 		name, iface, unit := machine, d.In, d.Tag
 		if name == "" {
 			name, iface, unit = byInterface[d.In], "eth0", d.Unit
@@ -272,6 +273,9 @@ func (g *Gateway) flows() (Flows, error) {
 	g.mu.Unlock()
 	if s == nil {
 		return Flows{}, nil
+	}
+	if err := s.watching.failed(); err != nil {
+		return Flows{}, err
 	}
 	counters, err := s.hub.Counters()
 	if err != nil {

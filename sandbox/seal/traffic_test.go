@@ -162,6 +162,38 @@ func between() sandbox.Policy {
 	}
 }
 
+// A watch begins also while packets are dropped already, one after the other.
+func TestWatchWhileDropping(t *testing.T) {
+	n := sealtest.New(t, 2)
+	apply(t, n.Hub, compile(t, between(), n.Config))
+	done := make(chan struct{})
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer close(done)
+	for range 2 {
+		c, err := n.Machines[0].Dial("udp", join(n.Config.Machines[1].V4, 1001), brief)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sending.Go(func() {
+			defer c.Close()
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(100 * time.Microsecond):
+					c.Write([]byte("x"))
+				}
+			}
+		})
+	}
+	for i := range 40 {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			watch(t, n.Hub, n.Config.Group).want(t, "a datagram", func(d seal.Drop) bool { return d.Protocol == "udp" })
+		})
+	}
+}
+
 // Between machines, what is internal or allowed passes, for the machine that
 // may, in the direction that may; all else is silent, and seen.
 func TestBetweenMachines(t *testing.T) {

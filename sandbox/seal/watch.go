@@ -46,6 +46,23 @@ func Watch(ctx context.Context, netNS int, group uint16, ready chan<- struct{}, 
 		return fmt.Errorf("watching drops: %w", err)
 	}
 	defer links.handle.Close()
+	for tries := 1; ; tries++ {
+		err := watchOnce(ctx, netNS, group, links, ready, f)
+		// What is dropped while the log is being set up comes between its answers,
+		// which the library takes for a wrong one.
+		if !errors.Is(err, errSetup) || tries == setupTries || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// setupTries is how often setting up the log is tried, which takes less than a
+// millisecond: traffic that comes between each time is a flood.
+const setupTries = 50
+
+var errSetup = errors.New("binding the log of dropped packets")
+
+func watchOnce(ctx context.Context, netNS int, group uint16, links *links, ready chan<- struct{}, f func(Drop)) error {
 	log, err := nflog.Open(&nflog.Config{NetNS: netNS, Group: group, Copymode: nflog.CopyPacket, Bufsize: snapLength, QThresh: 1, Timeout: 1})
 	if err != nil {
 		return fmt.Errorf("opening the log of dropped packets: %w", err)
@@ -88,7 +105,7 @@ func Watch(ctx context.Context, netNS int, group uint16, ready chan<- struct{}, 
 		return 1
 	})
 	if err != nil {
-		return fmt.Errorf("binding the log of dropped packets: %w", err)
+		return fmt.Errorf("%w: %w", errSetup, err)
 	}
 	if ready != nil {
 		close(ready)
