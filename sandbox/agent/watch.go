@@ -97,12 +97,10 @@ type watcher struct {
 	self    int
 	done    sync.WaitGroup
 
-	// noting is held to read while a call is being noted: whoever asks what was
-	// tried waits until what has happened by then is known.
-	noting sync.RWMutex
-
-	mu   sync.Mutex
-	seen map[attemptKey]*Attempt
+	mu     sync.Mutex
+	seen   map[attemptKey]*Attempt
+	calls  uint64              // that were stopped so far
+	noting map[uint64]struct{} // those of them that are still being noted
 
 	recent map[recentKey]recentCall
 }
@@ -164,7 +162,7 @@ func watch() (listener int, err error) {
 
 // newWatcher watches what s forks from now on.
 func newWatcher(s *spawner) (*watcher, error) {
-	w := &watcher{tracker: s.tracker, self: os.Getpid(), seen: map[attemptKey]*Attempt{}, recent: map[recentKey]recentCall{}}
+	w := &watcher{tracker: s.tracker, self: os.Getpid(), seen: map[attemptKey]*Attempt{}, noting: map[uint64]struct{}{}, recent: map[recentKey]recentCall{}}
 	var err error
 	if w.proc, err = os.Open("/proc"); err != nil { // root of the machine may mount over it
 		return nil, fmt.Errorf("opening the list of processes: %w", err)
@@ -251,9 +249,9 @@ func (w *watcher) run(notify int) {
 		}
 		at := time.Now() // by which attempts are in order, whichever handler is done first
 		slots <- struct{}{}
-		w.noting.RLock()
+		call := w.begin()
 		handlers.Go(func() {
-			defer func() { w.noting.RUnlock(); <-slots }()
+			defer func() { w.end(call); <-slots }()
 			found := w.look(&n)
 			r := response{id: n.id, flags: continueFlag}
 			unix.Syscall(unix.SYS_IOCTL, uintptr(notify), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
@@ -263,6 +261,35 @@ func (w *watcher) run(notify int) {
 			w.add(found, at)
 		})
 	}
+}
+
+func (w *watcher) begin() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls++
+	w.noting[w.calls] = struct{}{}
+	return w.calls
+}
+
+func (w *watcher) end(call uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.noting, call)
+}
+
+// notingLimit bounds how long whoever asks what was tried waits until what has
+// happened by then is noted: a program can hold up the one who looks at it.
+const notingLimit = 500 * time.Millisecond
+
+// caughtUp reports whether all calls up to that one are noted. It is called with
+// w.mu held.
+func (w *watcher) caughtUp(call uint64) bool {
+	for k := range w.noting {
+		if k <= call {
+			return false
+		}
+	}
+	return true
 }
 
 // look finds out what a stopped call is about.
@@ -540,8 +567,12 @@ func (w *watcher) forgetOldest() {
 
 // list returns all attempts, in order of first sight.
 func (w *watcher) list() []Attempt {
-	w.noting.Lock()
 	w.mu.Lock()
+	for last, deadline := w.calls, time.Now().Add(notingLimit); !w.caughtUp(last) && time.Now().Before(deadline); {
+		w.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		w.mu.Lock()
+	}
 	out := make([]Attempt, 0, len(w.seen))
 	for _, a := range w.seen {
 		b := *a
@@ -549,7 +580,6 @@ func (w *watcher) list() []Attempt {
 		out = append(out, b)
 	}
 	w.mu.Unlock()
-	w.noting.Unlock()
 	for i := range out {
 		out[i].Running = out[i].born != "" && w.born(out[i].Origin.PID) == out[i].born
 	}

@@ -126,6 +126,25 @@ func TestTriedMany(t *testing.T) {
 	}
 }
 
+// TestTriedWaits holds that what happened before somebody asks is told, though it
+// is still being noted, and that a program which holds that up is not waited for.
+func TestTriedWaits(t *testing.T) {
+	w := &watcher{seen: map[attemptKey]*Attempt{}, noting: map[uint64]struct{}{}}
+	call := w.begin()
+	go func() {
+		time.Sleep(20 * time.Millisecond)
+		w.add([]Attempt{{Protocol: "tcp"}}, time.Now())
+		w.end(call)
+	}()
+	if got := w.list(); len(got) != 1 {
+		t.Errorf("what was being noted is not told: %v", got)
+	}
+	w.begin() // and never ends
+	if got := w.list(); len(got) != 1 {
+		t.Errorf("beside one that is held up: %v", got)
+	}
+}
+
 func TestAttribute(t *testing.T) {
 	start := time.Now()
 	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }

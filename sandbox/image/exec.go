@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // command is a program of the host that makes something.
@@ -39,7 +41,7 @@ func (c command) run(ctx context.Context) (string, error) {
 	said := &tail{max: 16 << 10}
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.Dir, c.Env, io.MultiWriter(&stdout, said), said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if c.Mounts && os.Geteuid() == 0 { // an ordinary user's are in namespaces already
+	if c.Mounts && mayMount() {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS // made private by os/exec
 	}
@@ -56,6 +58,14 @@ func (c command) run(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("running %s: %w:\n%s", c.name(), err, words)
 	}
 	return "", fmt.Errorf("running %s: %w", c.name(), err)
+}
+
+// mayMount reports whether what is started could mount something outside of a
+// namespace of its own, as root can but for one of most containers.
+func mayMount() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	return unix.Capget(&header, &caps[0]) == nil && caps[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // name is the program and its subcommand.
