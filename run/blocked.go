@@ -125,25 +125,28 @@ func (s *site) missing(f sandbox.Flow) bool {
 	return err == nil && info.Mode().Type() == fs.ModeSocket
 }
 
-// tellBlocked emits what was blocked since it was last asked. Whoever asks for
-// all of it, not only for what was unseen, asks for the last time, and is told if
-// it is not known.
-func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) []sandbox.Flow {
-	flows, err := s.attempts(ctx)
-	if err != nil && !unseenOnly {
-		flows, err = s.attempts(ctx) // what names the cause of a failure is worth a second question
-		if err != nil {
-			s.voice.emit(event.Event{Event: event.Note, Step: title, Text: "what was blocked is not known: " + err.Error()})
-		}
-	}
+// tellAllBlocked emits, in the end, what was blocked and not yet told, and
+// returns all of it; nil if it is not known.
+func (s *site) tellAllBlocked(ctx context.Context) []sandbox.Flow {
+	flows, err := s.tellBlocked(ctx, "", false)
 	if err != nil {
-		return nil
+		s.voice.emit(event.Event{Event: event.Note, Text: "what was blocked is not known: " + err.Error()})
+	}
+	return flows
+}
+
+// tellBlocked emits what was blocked since it was last asked. What is missing
+// because of an error is told when it is asked again.
+func (s *site) tellBlocked(ctx context.Context, title string, unseenOnly bool) ([]sandbox.Flow, error) {
+	flows, err := s.attempts(ctx)
+	if err != nil {
+		return nil, err
 	}
 	for _, f := range s.blocked.fresh(flows, unseenOnly) {
 		b := s.blame(f)
 		s.voice.emit(event.Event{Event: event.BlockedSeen, Machine: f.Machine, Step: title, Blocked: &b})
 	}
-	return flows
+	return flows, nil
 }
 
 // tellMattered says of each attempt, once the verdict is known, whether it

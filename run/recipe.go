@@ -125,7 +125,7 @@ func (x *execution) prove() *failure {
 // what failed ran.
 func (x *execution) account(f *failure) {
 	ctx := context.WithoutCancel(x.group)
-	flows := x.site.tellBlocked(ctx, "", false)
+	flows := x.site.tellAllBlocked(ctx)
 	if f != nil && !f.since.IsZero() {
 		f.blocked, f.earlier = x.site.suspects(flows, f)
 		x.blamed = slices.Concat(f.blocked, f.earlier)
@@ -235,7 +235,7 @@ func (x *execution) supply(p *Plan) *failure {
 		return failed(f)
 	}
 	if f := s.prove(); f != nil {
-		if flows := s.tellBlocked(context.WithoutCancel(x.group), "", false); !f.since.IsZero() {
+		if flows := s.tellAllBlocked(context.WithoutCancel(x.group)); !f.since.IsZero() {
 			f.blocked, f.earlier = s.suspects(flows, f)
 		}
 		return failed(f)

@@ -73,13 +73,13 @@ func Shell(ctx context.Context, p *Plan, n int, o Options, visit func(ctx contex
 			return f
 		}
 		if f != nil {
-			f.blocked, f.earlier = x.site.suspects(x.site.tellBlocked(context.WithoutCancel(x.group), "", false), f)
+			f.blocked, f.earlier = x.site.suspects(x.site.tellAllBlocked(context.WithoutCancel(x.group)), f)
 			x.voice.emit(event.Event{Event: event.Note, Machine: f.machine, Step: f.title, Text: f.reason("", "")})
 		}
 		// What the recipe would fail with, such as a daemon that ends, is no
 		// reason to end a visit.
 		err = visit(x.group, x.site.inside())
-		x.site.tellBlocked(context.WithoutCancel(x.group), "", false)
+		x.site.tellAllBlocked(context.WithoutCancel(x.group))
 		return nil
 	})
 	if f != nil {
