@@ -54,7 +54,7 @@ func (d *doctor) lookAtCache() finding {
 		f.err = fmt.Errorf("writing to the cache: %w", err)
 		return f
 	}
-	defer os.Remove(probe.Name())
+	os.Remove(probe.Name()) // at once, so that it stays behind nobody who is killed
 	defer probe.Close()
 	f.text = dir
 	u, err := newStore(dir, "", defaultSandbox).Usage()

@@ -16,6 +16,7 @@ type Machine struct {
 	Name   string
 	Index  int
 	V4, V6 netip.Addr
+	MAC    net.HardwareAddr // HardwareAddr of its lease
 	// NetNS is its network namespace. Nil for a virtual machine, whose kernel is
 	// its own: it hangs on the hub by the tap named Tap.
 	NetNS *os.File

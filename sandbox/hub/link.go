@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -36,10 +37,16 @@ const (
 // hubInterface is the hub's end of a machine's link.
 func hubInterface(index int) string { return fmt.Sprintf("m%d", index) }
 
-// HardwareAddr is a locally administered address: side 0 is the machine's end,
-// side 1 the hub's.
-func HardwareAddr(side, index int) net.HardwareAddr {
-	return net.HardwareAddr{0x02, 0x62, 0x6a, byte(side), byte(index >> 8), byte(index)}
+// HardwareAddr is the locally administered address of a machine of a lease. It is
+// another one in each lease, as programs make identifiers of it.
+func HardwareAddr(lease string, index int) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(lease))
+	return net.HardwareAddr{0x06, sum[0], sum[1], sum[2], byte(index >> 8), byte(index)}
+}
+
+// hubHardwareAddr is that of the hub's end of a machine's link.
+func hubHardwareAddr(index int) net.HardwareAddr {
+	return net.HardwareAddr{0x02, 0x62, 0x6a, 0x01, byte(index >> 8), byte(index)}
 }
 
 // hubSysctls make the hub a router that says nothing by itself. A failure is
@@ -82,6 +89,7 @@ type Net struct {
 // machineLink is one machine's place at the hub.
 type machineLink struct {
 	index  int
+	mac    net.HardwareAddr
 	v4, v6 netip.Addr
 	ns     *netlink.Handle // in the machine's namespace
 	uplink int             // number of eth0 there
@@ -104,7 +112,7 @@ func newNet() (*Net, error) {
 		return nil, fmt.Errorf("opening netlink in the hub: %w", err)
 	}
 	h := &Net{nl: nl}
-	if err := h.addVeth(witnessIn, WitnessOut, -1, nil); err != nil {
+	if err := h.addVeth(witnessIn, WitnessOut, nil); err != nil {
 		return nil, fmt.Errorf("making the witness link: %w", err)
 	}
 	return h, nil
@@ -115,16 +123,16 @@ func missingIPv6(name string, err error) bool {
 }
 
 // addVeth makes a pair of links: name in the hub, and peer in the namespace of
-// ns, or in the hub where that is nil.
-func (h *Net) addVeth(name, peer string, index int, ns *os.File) error {
+// the machine, or in the hub where that is nil.
+func (h *Net) addVeth(name, peer string, m *Machine) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	attrs.MTU = seal.LinkMTU
 	v := &netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerMTU: seal.LinkMTU}
-	if ns != nil {
-		v.PeerNamespace = netlink.NsFd(int(ns.Fd()))
-		v.HardwareAddr = HardwareAddr(1, index)
-		v.PeerHardwareAddr = HardwareAddr(0, index)
+	if m != nil {
+		v.PeerNamespace = netlink.NsFd(int(m.NetNS.Fd()))
+		v.HardwareAddr = hubHardwareAddr(m.Index)
+		v.PeerHardwareAddr = m.MAC
 	}
 	return h.nl.LinkAdd(v)
 }
@@ -132,13 +140,13 @@ func (h *Net) addVeth(name, peer string, index int, ns *os.File) error {
 // Attach links a machine to the hub, with all ends down. A virtual machine's
 // link must be there already, under the name that TapName gives.
 func (h *Net) Attach(m *Machine) error {
-	link := &machineLink{index: m.Index, v4: m.V4, v6: m.V6}
+	link := &machineLink{index: m.Index, mac: m.MAC, v4: m.V4, v6: m.V6}
 	if m.NetNS == nil {
 		if err := h.attachTap(m); err != nil {
 			return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
 		}
 	} else {
-		if err := h.addVeth(hubInterface(m.Index), "eth0", m.Index, m.NetNS); err != nil {
+		if err := h.addVeth(hubInterface(m.Index), "eth0", m); err != nil {
 			return fmt.Errorf("linking %s to the hub: %w", m.Name, err)
 		}
 		handle, err := netlink.NewHandleAt(netns.NsHandle(m.NetNS.Fd()), unix.NETLINK_ROUTE)
@@ -166,7 +174,7 @@ func (h *Net) attachTap(m *Machine) error {
 	for _, step := range []func() error{
 		func() error { return h.nl.LinkSetDown(tap) },
 		func() error { return h.nl.LinkSetName(tap, hubInterface(m.Index)) },
-		func() error { return h.nl.LinkSetHardwareAddr(tap, HardwareAddr(1, m.Index)) },
+		func() error { return h.nl.LinkSetHardwareAddr(tap, hubHardwareAddr(m.Index)) },
 	} {
 		if err := step(); err != nil {
 			return fmt.Errorf("preparing its tap: %w", err)
@@ -363,7 +371,7 @@ func (h *Net) settle(m *machineLink) error {
 		}
 	}
 	for _, way := range []struct{ self, hub netip.Addr }{{m.v4, Addr4}, {m.v6, Addr6}} {
-		if err := h.nl.NeighAdd(neighbour(link, way.self, HardwareAddr(0, m.index))); err != nil {
+		if err := h.nl.NeighAdd(neighbour(link, way.self, m.mac)); err != nil {
 			return fmt.Errorf("adding the neighbour %s: %w", way.self, err)
 		}
 		to := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: single(way.self), Scope: netlink.SCOPE_LINK, Src: way.hub.AsSlice()}
@@ -389,7 +397,7 @@ func settleInside(nl *netlink.Handle, index int, v4, v6 netip.Addr) error {
 		if err := nl.AddrAdd(eth, address(way.self)); err != nil {
 			return fmt.Errorf("adding %s: %w", way.self, err)
 		}
-		if err := nl.NeighAdd(neighbour(eth, way.next, HardwareAddr(1, index))); err != nil {
+		if err := nl.NeighAdd(neighbour(eth, way.next, hubHardwareAddr(index))); err != nil {
 			return fmt.Errorf("adding the neighbour %s: %w", way.next, err)
 		}
 		onlink := &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: single(way.next), Scope: netlink.SCOPE_LINK}

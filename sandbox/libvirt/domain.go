@@ -3,6 +3,7 @@ package libvirt
 import (
 	"encoding/xml"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 
@@ -42,6 +43,8 @@ type plan struct {
 
 // domain is its name for libvirt, QEMU and the kernel (of its tap).
 func (p plan) domain() string { return fmt.Sprintf("%s-%d", p.lease.Name, p.index) }
+
+func (p plan) mac() net.HardwareAddr { return hub.HardwareAddr(p.lease.Name, p.index) }
 
 func (p plan) port(name string) string {
 	return filepath.Join(p.folder, fmt.Sprintf("%d-%s", p.index, name))
@@ -127,7 +130,7 @@ func (p plan) xml() (string, error) {
 	}
 	if p.network {
 		d.Devices.Interfaces = []libvirtxml.DomainInterface{{
-			MAC:    &libvirtxml.DomainInterfaceMAC{Address: hub.HardwareAddr(0, p.index).String()},
+			MAC:    &libvirtxml.DomainInterfaceMAC{Address: p.mac().String()},
 			Source: &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}},
 			Target: &libvirtxml.DomainInterfaceTarget{Dev: p.domain(), Managed: "no"},
 			Model:  &libvirtxml.DomainInterfaceModel{Type: "virtio"},

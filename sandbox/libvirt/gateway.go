@@ -41,6 +41,7 @@ type setupRequest struct {
 	Machines []struct {
 		Name   string
 		V4, V6 netip.Addr
+		MAC    net.HardwareAddr
 		Tap    string
 	}
 }
@@ -78,7 +79,7 @@ func setup(_ context.Context, g *hub.Gateway, params json.RawMessage, fds []*os.
 	}
 	var machines []*hub.Machine
 	for i, m := range r.Machines {
-		at := &hub.Machine{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Tap: m.Tap}
+		at := &hub.Machine{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, MAC: m.MAC, Tap: m.Tap}
 		if err := n.Attach(at); err != nil {
 			return err
 		}

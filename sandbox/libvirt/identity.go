@@ -21,7 +21,7 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 		Apart:  len(spec.Policy.Units) > 0,
 		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
 		Whole: m.boot.Disk.Whole, Systemd: m.boot.Systemd,
-		MAC: hub.HardwareAddr(0, g.index).String(), Entropy: make([]byte, 64),
+		MAC: m.mac().String(), Entropy: make([]byte, 64),
 	}
 	var machine [16]byte
 	rand.Read(machine[:])

@@ -272,8 +272,9 @@ func (e *environment) start(ctx context.Context) error {
 		req.Machines = append(req.Machines, struct {
 			Name   string
 			V4, V6 netip.Addr
+			MAC    net.HardwareAddr
 			Tap    string
-		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.domain()})
+		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.mac(), m.domain()})
 		group.Go(func() error {
 			select {
 			case p.booting <- struct{}{}:

@@ -21,7 +21,6 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"bj/sandbox"
-	"bj/sandbox/hub"
 )
 
 // A template is a machine that libvirt saved while it waited to be told who it
@@ -303,7 +302,7 @@ func (p plan) rename(description string) (string, error) {
 		return "", errors.New("it is not a machine of bj")
 	}
 	d.Devices.Interfaces[0].Target = &libvirtxml.DomainInterfaceTarget{Dev: p.domain(), Managed: "no"}
-	d.Devices.Interfaces[0].MAC = &libvirtxml.DomainInterfaceMAC{Address: hub.HardwareAddr(0, p.index).String()}
+	d.Devices.Interfaces[0].MAC = &libvirtxml.DomainInterfaceMAC{Address: p.mac().String()}
 	console := &libvirtxml.DomainChardevSource{File: &libvirtxml.DomainChardevSourceFile{Path: p.console()}}
 	d.Devices.Serials[0].Source = console
 	for i := range d.Devices.Consoles {

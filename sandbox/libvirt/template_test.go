@@ -20,15 +20,15 @@ head -c 16 /dev/random | od -An -tx1
 mktemp -u XXXXXXXXXXXXXXXX
 cat /proc/sys/kernel/random/boot_id
 cat /etc/machine-id
-hostname
 cat /sys/class/net/eth0/address
+hostname
 ip -4 -o address show dev eth0 | awk '{print $4}'
 `
 
-var factNames = []string{"uuid", "random bytes", "bytes of /dev/random", "a program's choice", "boot id", "machine-id", "host name", "MAC", "address"}
+var factNames = []string{"uuid", "random bytes", "bytes of /dev/random", "a program's choice", "boot id", "machine-id", "MAC", "host name", "address"}
 
 // firstOfLease is the first of factNames that is the same in every lease.
-const firstOfLease = 6
+const firstOfLease = 7
 
 // TestTemplate holds that machines that start from one template share nothing of
 // what makes a machine one of its own, that their clocks are right, that two
@@ -80,7 +80,7 @@ func TestTemplate(t *testing.T) {
 				t.Fatalf("%s: %s", m.Name(), out)
 			}
 			for i, what := range factNames {
-				// Names and addresses are the recipe's own: the same in every lease.
+				// Names and IP addresses are the recipe's own: the same in every lease.
 				key := fmt.Sprintf("%s %s", what, lines[i])
 				if i >= firstOfLease {
 					key = fmt.Sprintf("lease %d: %s", lease, key)

@@ -78,7 +78,7 @@ func (e *environment) start(ctx context.Context) error {
 	var conns []net.Conn
 	contents := make([][]sandbox.File, len(e.spec.Machines))
 	for i, m := range e.spec.Machines {
-		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, Memory: m.Memory, Disk: m.Disk, Base: bases[i]}
+		config := machineConfig{Name: m.Name, Index: i, V4: m.V4, V6: m.V6, MAC: hub.HardwareAddr(e.lease.Name, i), Memory: m.Memory, Disk: m.Disk, Base: bases[i]}
 		if config.Cgroups, config.Units, err = e.provider.cg.machine(e.lease.Name, m, req.IDs[0].First, e.spec.Policy.Units); err != nil {
 			return err
 		}

@@ -189,7 +189,7 @@ func (g *gateway) boot(config machineConfig, r setupRequest, channel *os.File, d
 	if err != nil {
 		return nil, fmt.Errorf("receiving its namespaces: %w", err)
 	}
-	m := &hub.Machine{Name: config.Name, Index: config.Index, V4: config.V4, V6: config.V6, NetNS: network, Cgroup: config.Units, CgroupAt: config.UnitsAt, Ended: ended, Kill: cmd.Process.Kill}
+	m := &hub.Machine{Name: config.Name, Index: config.Index, V4: config.V4, V6: config.V6, MAC: config.MAC, NetNS: network, Cgroup: config.Units, CgroupAt: config.UnitsAt, Ended: ended, Kill: cmd.Process.Kill}
 	msg := bootMessage{Machine: config, Root: r.Root}
 	t := trees{base: map[string]*os.File{}, doors: doors}
 	defer func() {

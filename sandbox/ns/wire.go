@@ -1,6 +1,7 @@
 package ns
 
 import (
+	"net"
 	"net/netip"
 	"os"
 )
@@ -27,6 +28,7 @@ type machineConfig struct {
 	Name    string
 	Index   int
 	V4, V6  netip.Addr
+	MAC     net.HardwareAddr
 	Memory  int64    // bytes; 0: no limit
 	Disk    int64    // bytes
 	Cgroups []string // folders, on the host, to whose cgroup.procs the machine goes

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type attacker struct {
 	host         []string   // addresses of the host with ports where a witness listens
 	link         *net.Interface
 	hubMAC       net.HardwareAddr
+	peerMAC      net.HardwareAddr // of the machine beside this one, by the one of this
 	root         bool
 }
 
@@ -48,6 +50,8 @@ func guestAttack(args []string) error {
 	if a.link, err = net.InterfaceByName("eth0"); err != nil {
 		return err
 	}
+	a.peerMAC = slices.Clone(a.link.HardwareAddr)
+	a.peerMAC[len(a.peerMAC)-1] = 1
 	a.hub4, a.hub6 = netip.MustParseAddr("198.18.255.254"), netip.MustParseAddr("fd62:6a::ffff")
 	a.hubMAC = net.HardwareAddr{2, 0x62, 0x6a, 1, 0, 0}
 	if out, err := exec.Command("ip", "neigh", "show", "dev", "eth0").Output(); err == nil {

@@ -21,7 +21,7 @@ ip addr add 198.18.255.254/32 dev lo
 ip -6 addr add fd62:6a::ffff/128 dev lo nodad
 ip addr add 203.0.113.1/24 dev eth0
 ip addr add 192.0.2.10/24 dev eth0
-ip link set eth0 down; ip link set eth0 address 02:62:6a:00:00:01; ip link set eth0 up
+ip link set eth0 down; ip link set eth0 address $(sed 's/..$/01/' /sys/class/net/eth0/address); ip link set eth0 up
 ip route add default via 198.18.255.254 dev eth0 onlink src 198.18.0.11
 ip neigh replace 198.18.255.254 lladdr 02:62:6a:01:00:00 dev eth0
 `, code: (*attacker).reload},
@@ -55,7 +55,7 @@ ip route add local 127.0.0.0/8 dev eth0
 `},
 		{name: "links of every kind", script: links()},
 		{name: "links over the uplink", script: `
-for m in bridge private vepa passthru source; do ip link add v$m link eth0 address 02:62:6a:00:00:01 type macvlan mode $m; ip addr add 198.18.0.11/32 dev v$m; ip link set v$m up; ip link del v$m; done
+for m in bridge private vepa passthru source; do ip link add v$m link eth0 address $(sed 's/..$/01/' /sys/class/net/eth0/address) type macvlan mode $m; ip addr add 198.18.0.11/32 dev v$m; ip link set v$m up; ip link del v$m; done
 ip link add mv link eth0 type macvlan mode bridge; ip link set mv up; ip addr add 198.18.0.77/16 dev mv
 ip link add iv link eth0 type ipvlan mode l2; ip link set iv up; ip addr add 198.18.0.78/16 dev iv
 ip link add vl link eth0 type vlan id 7; ip link set vl up; ip addr add 10.7.0.1/24 dev vl

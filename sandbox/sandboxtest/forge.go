@@ -156,7 +156,7 @@ func (a *attacker) forged() {
 		}
 	}
 	a.sendIP(packets...)
-	for _, mac := range []net.HardwareAddr{a.hubMAC, broadcast, {2, 0x62, 0x6a, 0, 0, 1}} {
+	for _, mac := range []net.HardwareAddr{a.hubMAC, broadcast, a.peerMAC} {
 		var frames [][]byte
 		for _, p := range packets {
 			kind := uint16(unix.ETH_P_IP)

@@ -51,6 +51,11 @@ func testIdentity(t *testing.T, s *suite) {
 			t.Errorf("%s has the machine id %q", name, id)
 		}
 		ids[id] = true
+		mac := must(t, m, "cat /sys/class/net/eth0/address")
+		if ids[mac] || len(mac) != 18 {
+			t.Errorf("%s has the hardware address %q", name, mac)
+		}
+		ids[mac] = true
 		hosts := must(t, m, "cat /etc/hosts")
 		for j := range 3 {
 			v4, v6 := machineAddrs(j)
@@ -339,6 +344,19 @@ func testSideBySide(t *testing.T, s *suite) {
 	}
 	if len(names) != 3 {
 		t.Errorf("leases share names: %v", names)
+	}
+	// The names and IP addresses are the recipe's own; whatever a machine alone has is not.
+	own := map[string]string{}
+	for _, env := range all {
+		for _, m := range env.Machines() {
+			for _, path := range []string{"/etc/machine-id", "/sys/class/net/eth0/address"} {
+				is := path + " " + must(t, m, "cat "+path)
+				if who, again := own[is]; again || strings.Contains(is, "00:00:00:00") {
+					t.Errorf("%s of %s has the %q of %s", m.Name(), env.Name(), is, who)
+				}
+				own[is] = m.Name() + " of " + env.Name()
+			}
+		}
 	}
 	v4, v6 := machineAddrs(0)
 	var heard []*running
