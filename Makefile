@@ -81,9 +81,13 @@ fleet:
 	@echo "== the demonstration fleet"
 	@$(GO) run ./cmd/bj test //recipes/... </dev/null
 
-# What takes long where machines are emulated: the whole fleet in virtual machines,
-# and all that the suite of every provider holds of them.
+# What takes long where machines are emulated, about four hours: the whole fleet
+# in virtual machines, every recipe whose verdict or cause is known, and all that the suite
+# of every provider holds of them.
 test-libvirt: virtual
+	@echo "== known verdicts and causes, in virtual machines"
+	@$(GO) test -v -timeout 120m -run 'TestVerdicts$$|TestBlame' ./cmd/bj -args -in-machines </dev/null
+	@echo "== the suite of every provider, in virtual machines"
 	@$(GO) test -v -timeout 120m -run TestConformance ./sandbox/libvirt </dev/null
 
 # The same recipes in virtual machines: all of them, or those that VIRTUAL names.
@@ -92,10 +96,10 @@ VIRTUAL ?= //recipes/...
 
 virtual: setup
 	@echo "== in virtual machines: $(VIRTUAL)"
-	@pids=; trap '[ -z "$$pids" ] || { kill $$pids 2>/dev/null || true; wait; }' EXIT; \
+	@pids=; log=$$(mktemp); trap '[ -z "$$pids" ] || { kill $$pids 2>/dev/null || true; wait; }; rm -f "$$log"' EXIT; \
 	if ! virsh -c qemu:///system version >/dev/null 2>&1; then \
-		virtlogd & pids=$$!; libvirtd & pids="$$pids $$!"; \
-		timeout 60 sh -c 'until virsh -c qemu:///system version >/dev/null 2>&1; do sleep 0.2; done'; \
+		virtlogd 2>>"$$log" & pids=$$!; libvirtd 2>>"$$log" & pids="$$pids $$!"; \
+		timeout 60 sh -c 'until virsh -c qemu:///system version >/dev/null 2>&1; do sleep 0.2; done' || { cat "$$log"; echo "virtual: libvirtd does not answer"; exit 1; }; \
 	fi; \
 	$(GO) run ./cmd/bj test --sandbox libvirt --jobs 1 $(VIRTUAL) </dev/null
 

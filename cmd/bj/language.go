@@ -87,7 +87,7 @@ A workspace is the nearest folder upwards that holds ` + "`bj.star`" + `; a pack
 folder of it, and every ` + "`*.star`" + ` file in it belongs to it. ` + "`load(\"//lib:ports.star\", \"PORTS\")`" + `
 takes names from another file.
 
-- **scripts** run as ` + "`/bin/sh -e`" + ` in ` + "`/root`" + `, without input, in a fresh shell for each step; nothing persists but files, background processes and captures
+- **scripts** run as ` + "`/bin/sh -e`" + ` in ` + "`/root`" + `, without input, in a fresh shell for each step; nothing persists but files, background processes and captures; a command behind ` + "`!`" + ` counts only as the last one
 - **expect** is an RE2 regular expression, not anchored, over stdout, then stderr
 - **sizes** are whole numbers of ` + "`KiB`, `MiB`, `GiB`" + `, **times** ` + "`\"1h30m\"`, `\"45s\"`, `\"200ms\"`" + `; a bare number is a mistake
 - **names** of services are made of letters, digits and ` + "`._+@:/-`" + `, those of recipes, pathways and units of letters, digits and ` + "`._+-`" + `, captures and secrets of capitals, digits and ` + "`_`" + `

@@ -266,6 +266,7 @@ func lintRules() []lang.Rule {
 		})},
 		lang.Rule{Name: "recipe-owner", Doc: "Whoever is asked in an outage has a name."},
 		lang.Rule{Name: "endpoint-owned", Doc: "A condition names the service that owns an endpoint, not the endpoint."},
+		lang.Rule{Name: "script-negation", Doc: "A command behind a ! is the last of its script, or the condition of an if: sh -e passes over all others."},
 		lang.Rule{Name: "step-tooling", Doc: "What a step runs is brought by tooling, or part of every Debian machine."},
 		lang.Order{
 			Arguments: map[string][]string{

@@ -34,6 +34,11 @@ func lintFleet(f *fleet.Fleet) diag.List {
 				add(c.Pos, "endpoint-owned", line+", so that the graph knows", "%s belongs to %s, owned by %s", c.Endpoint.URL, s.Name, s.Owner)
 			}
 		}
+		for _, x := range scriptsOf(r) {
+			for _, line := range overlooked(x.text) {
+				add(x.pos, "script-negation", "if "+strings.TrimPrefix(line, "! ")+"; then exit 1; fi", "what %q finds in the script of %q counts for nothing: sh -e passes over commands behind a !, unless they are its last", line, x.title)
+			}
+		}
 		for _, name := range unbrought(r) {
 			add(name.pos, "step-tooling", fmt.Sprintf("tool(%q, ..., kept = ...) in tooling", name.name), "%q is run by the step %q, and no tool brings it", name.name, name.step)
 		}
@@ -86,6 +91,75 @@ var everywhere = strings.Fields(`
 	renice rm rmdir runuser sdiff sed seq setpriv setsid sh sha1sum sha224sum sha256sum sha384sum sha512sum shred shuf sleep
 	sort split stat stdbuf stty su sum sync sysctl tabs tac tail tar taskset tee timeout touch tput tr truncate tsort tty
 	umount uname unexpand uniq unlink unshare users vdir wc whereis which who whoami xargs yes zcat zcmp zdiff zgrep`)
+
+// titled is a script, and the step or validation that runs it.
+type titled struct {
+	title, text string
+	pos         diag.Pos
+}
+
+// scriptsOf returns the scripts of a recipe, those that are the same on several
+// machines once.
+func scriptsOf(r *fleet.Recipe) (all []titled) {
+	add := func(title string, pos diag.Pos, scripts []fleet.Script) {
+		for _, s := range scripts {
+			if x := (titled{title, s.Text, pos}); !slices.Contains(all, x) {
+				all = append(all, x)
+			}
+		}
+	}
+	for _, a := range r.Strategy {
+		if a.Step != nil {
+			add(a.Step.Title, a.Step.Pos, a.Step.Run)
+		}
+		if a.Validation != nil {
+			add(a.Validation.Title, a.Validation.Pos, a.Validation.Run)
+		}
+	}
+	for _, v := range r.Validation {
+		add(v.Title, v.Pos, v.Run)
+	}
+	return all
+}
+
+// overlooked returns the commands of a script that look like checks and are none:
+// those that a ! turns round are exempt from sh -e (POSIX, 2.8.1 and set -e),
+// so that only the last one's status is anybody's.
+func overlooked(script string) (lines []string) {
+	f, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(script), "")
+	if err != nil {
+		return nil
+	}
+	source := func(n syntax.Node) string { return script[n.Pos().Offset():n.End().Offset()] }
+	look := func(stmts []*syntax.Stmt) {
+		for i, s := range stmts {
+			if s.Negated && i+1 < len(stmts) && !strings.Contains(source(stmts[i+1]), "$?") {
+				first, _, _ := strings.Cut(strings.TrimRight(strings.TrimSpace(source(s)), ";"), "\n")
+				lines = append(lines, first)
+			}
+		}
+	}
+	syntax.Walk(f, func(n syntax.Node) bool {
+		switch n := n.(type) {
+		case *syntax.File:
+			look(n.Stmts)
+		case *syntax.Block:
+			look(n.Stmts)
+		case *syntax.Subshell:
+			look(n.Stmts)
+		case *syntax.ForClause:
+			look(n.Do)
+		case *syntax.WhileClause:
+			look(n.Do)
+		case *syntax.IfClause:
+			look(n.Then)
+		case *syntax.CaseItem:
+			look(n.Stmts)
+		}
+		return true
+	})
+	return lines
+}
 
 // used is a program that a step runs.
 type used struct {

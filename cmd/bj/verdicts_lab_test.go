@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ type lab struct {
 	calls   chan func()
 	program string
 	dirs    []string
+	cache   string // where it has this machine's cache, for virtual machines
 	before  labState
 
 	mu   sync.Mutex
@@ -100,6 +102,9 @@ func newLab(t *testing.T) *lab {
 		t.Fatalf("adopting orphans: %v", err)
 	}
 	l := &lab{t: t, calls: make(chan func()), program: own, seen: map[string]bool{}}
+	if *inMachines {
+		l.cache = openDir(t)
+	}
 	ready := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {
@@ -144,9 +149,16 @@ func (l *lab) must(what string, err error) {
 // mounts hides this machine's folders behind those of somebody with secrets.
 func (l *lab) mounts() {
 	l.must("making mounts private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	if *inMachines {
+		// Images are made of what the network has, which the lab has not.
+		dir, err := new(env{getenv: os.Getenv}).cacheDir()
+		l.must("finding the cache", err)
+		l.must("mounting the cache", unix.Mount(dir, l.cache, "", unix.MS_BIND, ""))
+	}
 	for _, dir := range []string{"/root", "/home", "/run", "/mnt", "/srv", "/var/lib", "/var/tmp", "/var/log"} {
 		l.must("mounting "+dir, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"))
 	}
+	l.must("removing what a killed test has left", os.RemoveAll("/tmp/bj-verdicts-host"))
 	for _, path := range []string{
 		"/root/.ssh/id_ed25519", "/home/alice/.aws/credentials", "/run/secrets/token", "/mnt/backup/passwords",
 		"/srv/data", "/var/lib/vault/unseal", "/var/tmp/dump", "/var/log/auth.log", "/tmp/bj-verdicts-host/note",
@@ -347,11 +359,69 @@ func (l *lab) bj(ctx context.Context, t *testing.T, asRoot bool, dir string, arg
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"),
 		"BJ_CACHE=" + filepath.Join(dir, "cache"), "HOST_TOKEN=" + hostSecret, "http_proxy=http://192.0.2.11:7000", "SSH_AUTH_SOCK=/run/daemon.sock",
 	}
+	if *inMachines {
+		cmd.Env = append(cmd.Env, "BJ_CACHE="+l.cache)
+	}
 	if !asRoot {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: labUser, Gid: labUser}}
 	}
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
+}
+
+// startLibvirt starts a libvirt of the lab's own, if one is wanted.
+func (l *lab) startLibvirt() {
+	l.t.Helper()
+	if !*inMachines {
+		return
+	}
+	for _, name := range []string{"virtlogd", "libvirtd"} {
+		cmd := exec.Command(name)
+		if err := l.start(cmd); err != nil {
+			l.t.Fatalf("starting %s: %v", name, err)
+		}
+		l.t.Cleanup(func() {
+			cmd.Process.Signal(syscall.SIGTERM)
+			cmd.Wait()
+		})
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		cmd := exec.Command("virsh", "-c", "qemu:///system", "version")
+		err := l.start(cmd)
+		if err == nil {
+			err = cmd.Wait()
+		}
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			l.t.Fatalf("waiting for libvirt: %v", err)
+		}
+	}
+	l.do(func() { l.before = l.state() })
+	// This process adopts the emulators, and libvirt waits until somebody has buried
+	// those that it ends.
+	stop := make(chan struct{})
+	l.t.Cleanup(func() { close(stop) })
+	go func() {
+		for tick := time.Tick(50 * time.Millisecond); ; {
+			select {
+			case <-tick:
+			case <-stop:
+				return
+			}
+			dirs, _ := filepath.Glob("/proc/[0-9]*")
+			for _, dir := range dirs {
+				stat, err := os.ReadFile(dir + "/stat")
+				if err != nil || !bytes.Contains(stat, []byte("(qemu-system-")) {
+					continue
+				}
+				if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+					unix.Wait4(pid, nil, unix.WNOHANG, nil) // an error for another's child
+				}
+			}
+		}
+	}()
 }
 
 // start starts a command in the lab.
@@ -444,6 +514,9 @@ func (l *lab) leftovers(leases []string) (left []string) {
 			}
 		}
 		files, _ := filepath.Glob("/run/bj/*")
+		if *inMachines { // whether KVM works is known for a while
+			files, _ = filepath.Glob("/run/bj/libvirt/[!k]*/*")
+		}
 		hidden, _ := filepath.Glob("/run/bj/.bj-*")
 		left = append(append(left, files...), hidden...)
 	})

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,6 +35,9 @@ import (
 
 // onlyVerdicts is for those who work on a recipe of testdata/verdicts.
 var onlyVerdicts = flag.String("verdicts", "", "in TestVerdicts run only what this `pattern` names, such as //dark/...")
+
+// inMachines is for what takes hours where machines are emulated.
+var inMachines = flag.Bool("in-machines", false, "run the recipes of TestVerdicts in virtual machines, of a libvirt that the lab starts")
 
 // ran is one run of bj test: all that it wrote.
 type ran struct {
@@ -56,7 +60,11 @@ func bjTestIn(t *testing.T, l *lab, workspace string, asRoot bool, dir string, a
 	t.Helper()
 	r := &ran{t: t, dir: dir}
 	args = append([]string{"test", "--json", "--junit", filepath.Join(r.dir, "junit.xml"), "--report", filepath.Join(r.dir, "report"), "--results", filepath.Join(r.dir, "results")}, args...)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	patience := 10 * time.Minute
+	if *inMachines {
+		args, patience = append(args, "--sandbox", "libvirt"), 5*time.Hour
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := l.bj(ctx, t, asRoot, r.dir, args...)
 	cmd.Dir = workspace
@@ -306,12 +314,23 @@ func (r *ran) checkReports() {
 	}
 }
 
+// jobs is how many recipes run at once: n, or as many emulated machines as a
+// small host can bear.
+func jobs(n int) string {
+	if *inMachines {
+		n = 2
+	}
+	return strconv.Itoa(n)
+}
+
 // modes are as whom bj runs.
 func modes(t *testing.T, f func(t *testing.T, asRoot bool)) {
 	if os.Geteuid() == 0 {
 		t.Run("root", func(t *testing.T) { f(t, true) })
 	}
-	t.Run("user", func(t *testing.T) { f(t, false) })
+	if !*inMachines {
+		t.Run("user", func(t *testing.T) { f(t, false) })
+	}
 }
 
 // TestVerdicts runs all recipes whose capabilities come from production, and
@@ -329,7 +348,8 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 		l := newLab(t)
-		r := bjTest(t, l, workspace, asRoot, append([]string{"--jobs", "16"}, patterns...)...)
+		l.startLibvirt()
+		r := bjTest(t, l, workspace, asRoot, append([]string{"--jobs", jobs(16)}, patterns...)...)
 		r.check(w, asRoot, chosen)
 		r.checkReports()
 		r.hide(append(w.hidden, hostSecret))

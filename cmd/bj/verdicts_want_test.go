@@ -35,23 +35,26 @@ type usedWant struct {
 
 // wants are the wants of a workspace, by label.
 type wants struct {
-	root, user map[string]*want
-	hidden     []string
+	root, user, machines map[string]*want
+	hidden               []string
 }
 
 func (w *wants) of(label string, asRoot bool) *want {
 	if u := w.user[label]; u != nil && !asRoot {
 		return u
 	}
+	if m := w.machines[label]; m != nil && *inMachines {
+		return m
+	}
 	return w.root[label]
 }
 
-var wantLine = regexp.MustCompile(`^# (want|blocked|used|says) ([a-z0-9_]+)( as user)?: (.*)$`)
+var wantLine = regexp.MustCompile(`^# (want|blocked|used|says) ([a-z0-9_]+)( as user| in machines)?: (.*)$`)
 
 // readWants reads the comments of all files of the workspace.
 func readWants(t *testing.T, root string) *wants {
 	t.Helper()
-	w := &wants{root: map[string]*want{}, user: map[string]*want{}}
+	w := &wants{root: map[string]*want{}, user: map[string]*want{}, machines: map[string]*want{}}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || filepath.Ext(path) != ".star" || d.Name() == "bj.star" {
 			return err
@@ -85,8 +88,11 @@ func readWants(t *testing.T, root string) *wants {
 				continue
 			}
 			label, into := "//"+filepath.ToSlash(dir)+":"+m[2], w.root
-			if m[3] != "" {
+			switch m[3] {
+			case " as user":
 				into = w.user
+			case " in machines":
+				into = w.machines
 			}
 			if m[1] == "want" {
 				if into[label] != nil {

@@ -338,7 +338,7 @@ func mountRoot(id identity) error {
 		if err := await(dev, func() (bool, error) { _, err := os.Stat(dev); return err == nil, nil }); err != nil {
 			return err
 		}
-		if i == 0 && id.Whole && id.Layers == 0 {
+		if id.onWhole() {
 			return mountWhole(dev, "/root")
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -371,8 +371,23 @@ func mountRoot(id identity) error {
 	if err := unix.Mount("overlay", "/root", "overlay", 0, "lowerdir="+strings.Join(lower, ":")+",upperdir=/upper/files,workdir=/upper/work"); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
 	}
+	// What is written to /tmp is written to the disk, and bounded as that is.
+	for _, dir := range []string{"/upper/tmp", "/root/tmp"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("making %s: %w", dir, err)
+		}
+	}
+	if err := unix.Mount("/upper/tmp", "/root/tmp", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mounting /tmp: %w", err)
+	}
+	if err := unix.Mount("", "/root/tmp", "", unix.MS_BIND|unix.MS_REMOUNT|quietMount, ""); err != nil {
+		return fmt.Errorf("mounting /tmp: %w", err)
+	}
 	return nil
 }
+
+// quietMount is for what holds neither devices nor programs of other users.
+const quietMount = unix.MS_NOSUID | unix.MS_NODEV
 
 // buildRoot mounts the root, makes it this machine's, and moves there.
 func buildRoot(id identity) error {
@@ -422,18 +437,21 @@ func buildRoot(id identity) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	const quiet = unix.MS_NOSUID | unix.MS_NODEV
-	for _, m := range []struct {
+	type mount struct {
 		kind, path, opts string
 		flags            uintptr
-	}{
-		{"tmpfs", "/run", "mode=0755", quiet},
-		{"tmpfs", "/tmp", "mode=1777", quiet},
+	}
+	mounts := []mount{
+		{"tmpfs", "/run", "mode=0755", quietMount},
 		{"devpts", "/dev/pts", "ptmxmode=0666,mode=0620,gid=5", unix.MS_NOSUID | unix.MS_NOEXEC},
-		{"tmpfs", "/dev/shm", "mode=1777", quiet},
-		{"mqueue", "/dev/mqueue", "", quiet | unix.MS_NOEXEC},
-		{"cgroup2", "/sys/fs/cgroup", "", quiet | unix.MS_NOEXEC},
-	} {
+		{"tmpfs", "/dev/shm", "mode=1777", quietMount},
+		{"mqueue", "/dev/mqueue", "", quietMount | unix.MS_NOEXEC},
+		{"cgroup2", "/sys/fs/cgroup", "", quietMount | unix.MS_NOEXEC},
+	}
+	if id.onWhole() { // which is another's, and not empty
+		mounts = append(mounts, mount{"tmpfs", "/tmp", "mode=1777", quietMount})
+	}
+	for _, m := range mounts {
 		if err := os.MkdirAll(m.path, 0o755); err != nil && m.kind != "cgroup2" {
 			return fmt.Errorf("making %s: %w", m.path, err)
 		}

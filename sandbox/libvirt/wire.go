@@ -61,6 +61,9 @@ type identity struct {
 	Entropy   []byte
 }
 
+// onWhole reports whether the root is that disk itself: nothing is laid over it.
+func (id identity) onWhole() bool { return id.Whole && id.Layers == 0 }
+
 // control is bj's end of a machine's control channel. It implements hub.Inner.
 type control struct {
 	machine string
