@@ -300,6 +300,9 @@ func (l *lab) checkContacts(asRoot bool) {
 	if asRoot {
 		labAllowed = slices.Concat(labAllowed, labApart)
 	}
+	if *inMachines { // which have no sockets of the host
+		labAllowed = slices.DeleteFunc(slices.Clone(labAllowed), func(c string) bool { return strings.HasPrefix(c, "unix ") })
+	}
 	for _, c := range l.contacts() {
 		if !slices.Contains(labAllowed, c) {
 			l.t.Errorf("%s was reached, and no recipe allows it", c)
