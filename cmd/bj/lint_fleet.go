@@ -36,7 +36,7 @@ func lintFleet(f *fleet.Fleet) diag.List {
 		}
 		for _, x := range scriptsOf(r) {
 			for _, line := range overlooked(x.text) {
-				add(x.pos, "script-negation", "if "+strings.TrimPrefix(line, "! ")+"; then exit 1; fi", "what %q finds in the script of %q counts for nothing: sh -e passes over commands behind a !, unless they are its last", line, x.title)
+				add(x.pos, "script-negation", line+" || exit 1", "what %q finds in the script of %q counts for nothing: sh -e passes over commands behind a !, unless they are its last", line, x.title)
 			}
 		}
 		for _, name := range unbrought(r) {
@@ -133,7 +133,7 @@ func overlooked(script string) (lines []string) {
 	source := func(n syntax.Node) string { return script[n.Pos().Offset():n.End().Offset()] }
 	look := func(stmts []*syntax.Stmt) {
 		for i, s := range stmts {
-			if s.Negated && i+1 < len(stmts) && !strings.Contains(source(stmts[i+1]), "$?") {
+			if endsNegated(s) && i+1 < len(stmts) && !strings.Contains(source(stmts[i+1]), "$?") {
 				first, _, _ := strings.Cut(strings.TrimRight(strings.TrimSpace(source(s)), ";"), "\n")
 				lines = append(lines, first)
 			}
@@ -159,6 +159,15 @@ func overlooked(script string) (lines []string) {
 		return true
 	})
 	return lines
+}
+
+// endsNegated reports whether the last command of a list of && and || is one
+// behind a !.
+func endsNegated(s *syntax.Stmt) bool {
+	if b, ok := s.Cmd.(*syntax.BinaryCmd); ok && (b.Op == syntax.AndStmt || b.Op == syntax.OrStmt) {
+		return endsNegated(b.Y)
+	}
+	return s.Negated
 }
 
 // used is a program that a step runs.
