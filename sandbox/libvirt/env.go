@@ -34,6 +34,7 @@ type environment struct {
 	asking   sync.WaitGroup // calls of libvirt that may make something
 	kvm      bool
 	about    []string // what the machines boot
+	template bool     // QEMU will save it, and open its overlay by its name once more
 
 	release sync.Once
 	relErr  error
@@ -123,7 +124,7 @@ func (e *environment) Release(ctx context.Context) error {
 				m.control.conn.Close()
 			}
 		}
-		errs = append(errs, removeTaps(e.lease.Name), os.RemoveAll(e.provider.files(e.lease.Name)))
+		errs = append(errs, removeTaps(e.lease.Name), removeOverlays(e.lease.Name), os.RemoveAll(e.provider.files(e.lease.Name)))
 		if e.relErr = errors.Join(errs...); e.relErr != nil {
 			// The record stays, unlocked, for a reaper.
 			e.lease.File.Close()

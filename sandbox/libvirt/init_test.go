@@ -133,8 +133,8 @@ func systemdImage(t *testing.T, p *Provider) (i *fleet.Image, r image.Root, tree
 }
 
 // booting leases one machine that boots its own systemd, seals it, and returns it
-// when systemd runs. It is released with the test.
-func booting(t *testing.T, p *Provider, i *fleet.Image) (sandbox.Environment, sandbox.Machine) {
+// when systemd runs; a warm one starts from a template. It is released with the test.
+func booting(t *testing.T, p *Provider, i *fleet.Image, warm bool) (sandbox.Environment, sandbox.Machine) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
@@ -144,7 +144,21 @@ func booting(t *testing.T, p *Provider, i *fleet.Image) (sandbox.Environment, sa
 		{Path: "/etc/systemd/system/web.service", Mode: 0o644, Content: []byte("[Service]\nExecStart=/bin/sh -c 'while :; do hostname | nc -l -p 7000 -q 0; done'\nRestart=on-failure\nRestartSec=100ms\n")},
 		{Path: "/etc/systemd/system/phone.service", Mode: 0o644, Content: []byte("[Service]\nType=oneshot\nExecStart=-/bin/nc -w 1 192.0.2.7 81\nExecStart=-/bin/nc -w 1 127.0.0.1 9999\n")},
 	}
-	env, err := p.Lease(ctx, s)
+	from := map[string]string{}
+	if warm {
+		tpl, err := p.Template(ctx, s.Machines[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		from["m-0"] = t.TempDir()
+		if err := p.Fill(ctx, tpl, from["m-0"]); err != nil {
+			t.Fatal(err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(overlaysDir, "*")); len(left) > 0 {
+			t.Errorf("a template has left %s", left)
+		}
+	}
+	env, err := p.LeaseFrom(ctx, s, from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +188,7 @@ func TestSystemd(t *testing.T) {
 	startLibvirt(t)
 	p := provider(t)
 	packages, _, _ := systemdImage(t, p)
-	env, m := booting(t, p, packages)
+	env, m := booting(t, p, packages, false)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	list, err := env.Canaries(ctx)
@@ -222,15 +236,15 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
-// A disk that somebody else made is booted by its own systemd, and never written
-// to.
+// A disk that somebody else made is booted by its own systemd, from a template as
+// well, and never written to.
 func TestDisk(t *testing.T) {
 	startLibvirt(t)
 	p := provider(t)
 	_, _, tree := systemdImage(t, p)
 	path := diskOf(t, tree, 900<<20)
 	before := sum(t, path)
-	env, m := booting(t, p, &fleet.Image{Name: "disk", Disk: path + "@sha256:" + before, Systemd: true})
+	env, m := booting(t, p, &fleet.Image{Name: "disk", Disk: path + "@sha256:" + before, Systemd: true}, true)
 	if !strings.Contains(env.Root(), "disk disk.qcow2, sha256:"+before[:12]) {
 		t.Errorf("the verdict would name %s", env.Root())
 	}

@@ -426,7 +426,9 @@ func (e *environment) boot(ctx context.Context, m plan) (*guestMachine, error) {
 		_, err := e.libvirt.DomainCreateXML(text, govirt.DomainStartPaused|govirt.DomainStartAutodestroy)
 		return err
 	})
-	unlink()
+	if !e.template {
+		unlink()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,8 @@ import (
 // A machine that runs on a disk of somebody else's writes to an overlay of its
 // own: a qcow2 image that holds what differs. Its name is the domain's. It loses
 // that as soon as QEMU has it open, before the machine runs, so that it is gone
-// with QEMU, however that ends.
+// with QEMU, however that ends. Only a template's, to which nothing is written,
+// keeps it until the template is saved.
 
 // overlaysDir holds overlays for the moment that they have a name.
 const overlaysDir = "/var/lib/bj/disks"

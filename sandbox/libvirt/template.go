@@ -109,7 +109,7 @@ func (p *Provider) Fill(ctx context.Context, t sandbox.Template, dir string) (er
 	if err != nil {
 		return err
 	}
-	e := &environment{provider: p, libvirt: conn, spec: sandbox.Spec{Owner: "template", Machines: []sandbox.MachineSpec{t.Machine}}}
+	e := &environment{provider: p, libvirt: conn, template: true, spec: sandbox.Spec{Owner: "template", Machines: []sandbox.MachineSpec{t.Machine}}}
 	defer func() { err = errors.Join(err, e.Release(context.WithoutCancel(ctx))) }()
 	uid, gid, err := emulatorUser()
 	if err != nil {
