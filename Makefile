@@ -81,9 +81,9 @@ fleet:
 	@echo "== the demonstration fleet"
 	@$(GO) run ./cmd/bj test //recipes/... </dev/null
 
-# What takes long where machines are emulated, about four hours: the whole fleet
-# in virtual machines, every recipe whose verdict or cause is known, and all that the suite
-# of every provider holds of them.
+# What takes long where machines are emulated, hours: the whole fleet in virtual
+# machines, every recipe whose verdict or cause is known, and all that the suite of
+# every provider holds of them.
 test-libvirt: virtual
 	@echo "== known verdicts and causes, in virtual machines"
 	@$(GO) test -v -timeout 120m -run 'TestVerdicts$$|TestBlame' ./cmd/bj -args -in-machines </dev/null

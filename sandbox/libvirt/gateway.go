@@ -37,13 +37,14 @@ func Main(args []string) (handled bool, err error) {
 }
 
 // setupRequest is the machines at the hub. Their taps are there already.
-type setupRequest struct {
-	Machines []struct {
-		Name   string
-		V4, V6 netip.Addr
-		MAC    net.HardwareAddr
-		Tap    string
-	}
+type setupRequest struct{ Machines []linked }
+
+// linked is a machine that hangs on the hub by its tap.
+type linked struct {
+	Name   string
+	V4, V6 netip.Addr
+	MAC    net.HardwareAddr
+	Tap    string
 }
 
 // gatewayMain serves bj on descriptor 3 until it is closed. Descriptor 4 is the

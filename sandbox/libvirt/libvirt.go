@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -269,12 +268,7 @@ func (e *environment) start(ctx context.Context) error {
 	group, gctx := errgroup.WithContext(ctx)
 	for i, m := range plans {
 		m.kvm = e.kvm
-		req.Machines = append(req.Machines, struct {
-			Name   string
-			V4, V6 netip.Addr
-			MAC    net.HardwareAddr
-			Tap    string
-		}{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.mac(), m.domain()})
+		req.Machines = append(req.Machines, linked{m.name, e.spec.Machines[i].V4, e.spec.Machines[i].V6, m.mac(), m.domain()})
 		group.Go(func() error {
 			select {
 			case p.booting <- struct{}{}:

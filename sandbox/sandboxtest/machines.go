@@ -351,7 +351,7 @@ func testSideBySide(t *testing.T, s *suite) {
 		for _, m := range env.Machines() {
 			for _, path := range []string{"/etc/machine-id", "/sys/class/net/eth0/address"} {
 				is := path + " " + must(t, m, "cat "+path)
-				if who, again := own[is]; again || strings.Contains(is, "00:00:00:00") {
+				if who, again := own[is]; again || strings.Contains(is, "00:00:00:00:00:00") {
 					t.Errorf("%s of %s has the %q of %s", m.Name(), env.Name(), is, who)
 				}
 				own[is] = m.Name() + " of " + env.Name()
