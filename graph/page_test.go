@@ -66,9 +66,19 @@ func pageRenders(t *testing.T, browser context.Context, g *Graph) {
 	contains(p, status, "Showing 10 of 10 services and 12 of 14 needs; 2 of the services are inside 1 closed box.")
 	contains(p, `document.querySelector("header").textContent`, "Test fleet", "2 blocking cycles", "assumed to come back by other means")
 	// The canvas has many colours, and not only that of the paper.
-	colours := value[int](p, `(() => { const c = document.getElementById("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data, s = new Set(); for (let i = 0; i < d.length; i += 4) s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return s.size })()`)
-	if colours < 20 {
-		t.Errorf("the picture has %d colours: nothing is drawn", colours)
+	const colours = `(() => { const c = document.getElementById("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data, s = new Set(); for (let i = 0; i < d.length; i += 4) s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return s.size })()`
+	if n := value[int](p, colours); n < 20 {
+		t.Errorf("the picture has %d colours: nothing is drawn", n)
+	}
+	// Nor is it empty in the frame in which it gets another size. An observer
+	// that came after the picture's own sees what that frame will show; its first
+	// call is about the size at its start.
+	if n := value[int](p, `new Promise((done) => {
+		const c = document.getElementById("canvas");
+		let calls = 0;
+		new ResizeObserver(() => { if (calls++) done(`+colours+`); else c.style.width = "300px"; }).observe(c);
+	})`); n < 20 {
+		t.Errorf("the picture has %d colours in the frame in which its size changes: nothing is drawn", n)
 	}
 	expect(p, `getComputedStyle(document.getElementById("tables")).display`, "none")
 }

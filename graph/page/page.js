@@ -493,7 +493,7 @@ $("downall").onclick = () => { state.down = new Set(model.name.keys()); state.st
 $("downclear").onclick = () => { state.down = new Set(); state.step = -1; follow({ outage: true }); };
 $("step").addEventListener("input", (e) => { state.step = Number(e.target.value); follow({ quiet: false }); });
 addEventListener("hashchange", decode);
-addEventListener("beforeprint", () => { picture.resize(3); picture.paint(); });
+addEventListener("beforeprint", () => picture.resize(3));
 addEventListener("afterprint", () => picture.resize());
 
 data.owners.map((o, i) => [o, i]).sort((a, b) => a[0] < b[0] ? -1 : 1).forEach(([o, i]) => $("owner").append(el("option", { value: i }, o || "nobody")));

@@ -37,6 +37,8 @@ class Picture {
     return this.ownerColors[this.d.services.owner[s]];
   }
 
+  // resize paints at once: a canvas that has another size is empty, and the
+  // next frame is too late for whoever looks at this one.
   resize(factor) {
     const r = this.canvas.getBoundingClientRect(), k = factor || devicePixelRatio || 1;
     if (!r.width || !r.height) return;
@@ -44,6 +46,7 @@ class Picture {
     this.canvas.width = Math.round(r.width * k); this.canvas.height = Math.round(r.height * k);
     if (!this.placed) this.fit();
     this.stale();
+    this.paint();
   }
 
   // measure turns a sheet's columns and rows into pixels; width and height are
