@@ -280,6 +280,16 @@ type running struct {
 // start starts a command; it is killed with its environment.
 func start(t testing.TB, m sandbox.Machine, c sandbox.Command) *running {
 	t.Helper()
+	r, err := tryStart(t, m, c)
+	if err != nil {
+		t.Fatalf("starting a command on %s: %v", m.Name(), err)
+	}
+	return r
+}
+
+// tryStart is start, for commands that may end their machine before it has said
+// that they run.
+func tryStart(t testing.TB, m sandbox.Machine, c sandbox.Command) (*running, error) {
 	if c.Unit == "" {
 		c.Unit = "test"
 	}
@@ -301,10 +311,7 @@ func start(t testing.TB, m sandbox.Machine, c sandbox.Command) *running {
 		default:
 		}
 	})
-	if err != nil {
-		t.Fatalf("starting a command on %s: %v", m.Name(), err)
-	}
-	return r
+	return r, err
 }
 
 // guest starts the guest's program with args.

@@ -139,8 +139,13 @@ func (s *suite) siege(t *testing.T, a attack, user string) {
 			if env == nil {
 				env = s.sealed(t, 2, sandbox.Policy{})
 			}
-			r := start(t, env.Machines()[0], sandbox.Command{Argv: []string{"timeout", "-k", "1", "10", "sh", "-c", line}, User: user, Unit: "siege"})
-			closed(t, "the end of "+line, r.proc.Done())
+			m := env.Machines()[0]
+			r, err := tryStart(t, m, sandbox.Command{Argv: []string{"timeout", "-k", "1", "10", "sh", "-c", line}, User: user, Unit: "siege"})
+			if err == nil {
+				closed(t, "the end of "+line, r.proc.Done())
+			} else {
+				closed(t, "the loss of a machine on which "+line+" did not start ("+err.Error()+")", m.Lost())
+			}
 			out := r.output()
 			if testing.Verbose() {
 				t.Logf("%s\n%s", line, brief(out[:min(len(out), 3000)]))
