@@ -5,4 +5,6 @@ const (
 	machineType = "virt"
 
 	emulatorPackage = "qemu-system-arm" // of Debian
+
+	asksMuch = "" // see arch_amd64.go
 )

@@ -136,6 +136,9 @@ func (p plan) xml() (string, error) {
 			Model:  &libvirtxml.DomainInterfaceModel{Type: "virtio"},
 		}}
 	}
+	if asksMuch != "" {
+		d.QEMUCapabilities = &libvirtxml.DomainQEMUCapabilities{Del: []libvirtxml.DomainQEMUCapabilitiesEntry{{Name: asksMuch}}}
+	}
 	return d.Marshal()
 }
 
