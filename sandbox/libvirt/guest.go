@@ -441,15 +441,19 @@ func buildRoot(id identity) error {
 		kind, path, opts string
 		flags            uintptr
 	}
+	size := ""
+	if id.Memory > 0 {
+		size = fmt.Sprintf(",size=%d", id.Memory/2)
+	}
 	mounts := []mount{
-		{"tmpfs", "/run", "mode=0755", quietMount},
+		{"tmpfs", "/run", "mode=0755" + size, quietMount},
 		{"devpts", "/dev/pts", "ptmxmode=0666,mode=0620,gid=5", unix.MS_NOSUID | unix.MS_NOEXEC},
-		{"tmpfs", "/dev/shm", "mode=1777", quietMount},
+		{"tmpfs", "/dev/shm", "mode=1777" + size, quietMount},
 		{"mqueue", "/dev/mqueue", "", quietMount | unix.MS_NOEXEC},
 		{"cgroup2", "/sys/fs/cgroup", "", quietMount | unix.MS_NOEXEC},
 	}
 	if id.onWhole() { // which is another's, and not empty
-		mounts = append(mounts, mount{"tmpfs", "/tmp", "mode=1777", quietMount})
+		mounts = append(mounts, mount{"tmpfs", "/tmp", "mode=1777" + size, quietMount})
 	}
 	for _, m := range mounts {
 		if err := os.MkdirAll(m.path, 0o755); err != nil && m.kind != "cgroup2" {

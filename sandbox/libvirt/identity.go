@@ -19,7 +19,7 @@ func (g *guestMachine) become(ctx context.Context, spec sandbox.Spec, m plan, fi
 		Hosts:  hub.HostsFile(spec.Machines),
 		Resolv: fmt.Sprintf("nameserver %s\noptions timeout:2 attempts:1\n", hub.Addr4),
 		Apart:  len(spec.Policy.Units) > 0,
-		Disk:   spec.Machines[g.index].Disk, Layers: len(m.layers),
+		Memory: spec.Machines[g.index].Memory, Disk: spec.Machines[g.index].Disk, Layers: len(m.layers),
 		Whole: m.boot.Disk.Whole, Systemd: m.boot.Systemd,
 		MAC: m.mac().String(), Entropy: make([]byte, 64),
 	}

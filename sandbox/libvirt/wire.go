@@ -51,6 +51,7 @@ type identity struct {
 	MachineID string
 	Hosts     string // /etc/hosts
 	Resolv    string // /etc/resolv.conf
+	Memory    int64  // bytes, as asked for: a file system in it holds half of that
 	Disk      int64  // bytes of memory above the root; 0 for the kernel's default
 	Apart     bool   // units are kept apart: see agent.Options
 	Whole     bool   // the root is on a disk that somebody else made
