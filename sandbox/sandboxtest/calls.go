@@ -2,6 +2,7 @@ package sandboxtest
 
 import (
 	"errors"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -101,7 +102,7 @@ func otherCalls() []call {
 			}
 			return n, err
 		}},
-		{"tracing process 1", func() (int, error) { return 0, unix.PtraceSeize(1) }},
+		{"tracing process 1", func() (int, error) { return 0, traceFirst() }},
 		{"descriptors of process 1", func() (int, error) {
 			fd, err := unix.PidfdOpen(1, 0)
 			if err != nil {
@@ -117,4 +118,32 @@ func otherCalls() []call {
 		}},
 	}
 	return append(calls, foreignCalls()...)
+}
+
+// traceFirst traces process 1 for a moment. It lets go of it again: traced, it
+// would stand still at its next signal, and with it what it does for this program.
+func traceFirst() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.PtraceSeize(1); err != nil {
+		return err
+	}
+	if err := unix.PtraceInterrupt(1); err != nil {
+		return err
+	}
+	for {
+		var status unix.WaitStatus
+		if _, err := unix.Wait4(1, &status, unix.WALL, nil); err != nil {
+			return err
+		}
+		if !status.Stopped() {
+			return nil // it has ended
+		}
+		if int(status)>>16 == unix.PTRACE_EVENT_STOP {
+			return unix.PtraceDetach(1)
+		}
+		if err := unix.PtraceCont(1, int(status.StopSignal())); err != nil { // a signal of its own comes first
+			return err
+		}
+	}
 }
