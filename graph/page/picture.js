@@ -45,7 +45,7 @@ class Picture {
     this.w = r.width; this.h = r.height; this.k = k;
     this.canvas.width = Math.round(r.width * k); this.canvas.height = Math.round(r.height * k);
     if (!this.placed) this.fit();
-    this.stale();
+    this.layer = null;
     this.paint();
   }
 
